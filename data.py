@@ -1,0 +1,258 @@
+"""The images: where they come from, which are the 5 %, and how they become batches.
+
+MNIST comes through datamaestro; any other data set in its format from a folder; scikit-learn's digits serve where there
+is no network. Everything the loops see is a pair of tensors `images, labels`; a batch is a slice of both.
+"""
+
+import contextlib
+import functools
+import gzip
+import hashlib
+import io
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+FOLDS = 20  # 5 % is one twentieth
+FOLD_SEED = 1998  # of the cut into folds alone: every run, whatever its seed, sees the same twenty blocks
+SPLITS = ("train", "val", "test")
+DOWNLOAD_TIMEOUT = 20  # seconds without a byte
+
+IDX_NAMES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+MNIST_SHA256 = (  # of the four files, decompressed, in the order of IDX_NAMES
+    "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+)
+
+
+class DataError(Exception):
+    """The data cannot be used; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Official training and test images, as read: (N, H, W) and (N,), all uint8."""
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    white: int = 255  # the pixel value that becomes 1.0
+    warning: str = ""  # why this is not the data set that was hoped for
+
+    @property
+    def in_features(self) -> int:
+        return self.train_images[0].size
+
+    @property
+    def classes(self) -> int:
+        return int(self.train_labels.max()) + 1
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1)  # a process that trains many times reads and verifies the files once
+def load(data: str = "auto", data_dir: str = "") -> Dataset:
+    """The data set `data` (auto, mnist or digits), or the four IDX files in the folder `data_dir`.
+
+    Raises DataError with one line where it cannot be had; `auto` takes digits instead, and says why in `warning`.
+    """
+    if data_dir:
+        return read_folder(Path(data_dir))
+    if data == "digits":
+        return load_digits()
+    try:
+        return check(Dataset("mnist", *(read_idx(path) for path in fetch_mnist())), "MNIST")
+    except DataError as error:
+        if data == "mnist":
+            raise
+        return load_digits(warning=str(error))
+
+
+def read_folder(folder: Path) -> Dataset:
+    """The four IDX files, plain or .gz, in `folder`."""
+    paths = []
+    for name in IDX_NAMES:
+        found = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
+        if not found:
+            raise DataError(f"{folder / name}: no such file, plain or .gz; the folder must hold {', '.join(IDX_NAMES)}")
+        paths.append(found[0])
+    return check(Dataset(folder.resolve().name, *(read_idx(path) for path in paths)), str(folder))
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array of unsigned bytes in an IDX file (format: the foot of yann.lecun.com/exdb/mnist), plain or .gz."""
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".gz":
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error}); fetch the file again") from None
+    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[3] == 0:
+        start = raw[:4].hex(" ") or "nothing"
+        raise DataError(f"{path}: not an IDX file, it starts with {start}; expected 00 00 08 and a rank")
+    if raw[2] != 8:
+        raise DataError(f"{path}: IDX type 0x{raw[2]:02x}; only 0x08, unsigned bytes, is read")
+    header = 4 + 4 * raw[3]
+    if len(raw) < header:
+        raise DataError(f"{path}: {len(raw)} bytes, too short for its header of {header}; fetch the file again")
+    shape = struct.unpack_from(f">{raw[3]}I", raw, 4)
+    expected = header + int(np.prod(shape, dtype=object))
+    if len(raw) != expected:
+        raise DataError(f"{path}: {len(raw)} bytes where its sizes {shape} ask for {expected}; fetch the file again")
+    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+
+
+def check(dataset: Dataset, where: str) -> Dataset:
+    """`dataset` if its four arrays fit together, else DataError."""
+    for split, images, labels in (
+        ("train", dataset.train_images, dataset.train_labels),
+        ("test", dataset.test_images, dataset.test_labels),
+    ):
+        if images.ndim != 3 or labels.ndim != 1:
+            ranks = f"{split} images of rank {images.ndim}, labels of rank {labels.ndim}"
+            raise DataError(f"{where}: {ranks}; expected 3 and 1")
+        if len(images) != len(labels):
+            raise DataError(f"{where}: {len(images)} {split} images but {len(labels)} labels; expected one an image")
+        if images.size == 0:
+            raise DataError(f"{where}: {split} images of shape {images.shape}; there must be at least one pixel")
+    if len(dataset.train_labels) < FOLDS:
+        raise DataError(f"{where}: {len(dataset.train_labels)} training images; {FOLDS} folds need at least {FOLDS}")
+    if dataset.train_images.shape[1:] != dataset.test_images.shape[1:]:
+        sizes = f"{dataset.train_images.shape[1:]} in train, {dataset.test_images.shape[1:]} in test"
+        raise DataError(f"{where}: images of sizes {sizes}; they must be equal")
+    missing = sorted(set(range(dataset.classes)) - set(dataset.train_labels.tolist()))
+    if missing or dataset.classes < 2:
+        gap = f"class {missing[0]} never occurs" if missing else "there is one class only"
+        raise DataError(
+            f"{where}: training labels up to {dataset.classes - 1}, but {gap}; expected 0 to K-1, all of them"
+        )
+    if dataset.test_labels.max() >= dataset.classes:
+        highest = f"test label {dataset.test_labels.max()}"
+        raise DataError(f"{where}: {highest}; allowed are 0 to {dataset.classes - 1}, the training labels")
+    return dataset
+
+
+def load_digits(warning: str = "") -> Dataset:
+    """scikit-learn's 1797 handwritten digits of 8 x 8 pixels; a stratified fifth is the test set."""
+    from sklearn.datasets import load_digits as sklearn_digits
+
+    digits = sklearn_digits()
+    images, labels = digits.images.astype(np.uint8), digits.target.astype(np.uint8)
+    test, *train = stratified_blocks(labels, 5)
+    train = np.sort(np.concatenate(train))
+    return Dataset("digits", images[train], labels[train], images[test], labels[test], white=16, warning=warning)
+
+
+# --- MNIST through datamaestro ---------------------------------------------------------------------------------------
+
+
+def fetch_mnist() -> list[Path]:
+    """The four verified MNIST files in datamaestro's cache, downloaded where missing, in the order of IDX_NAMES."""
+    paths = prepare_mnist()
+    wrong = wrong_files(paths)
+    damaged = [path for path in wrong if path.is_file()]
+    if damaged:  # fetch again, once
+        try:
+            for path in damaged:
+                path.unlink()
+        except OSError as error:
+            raise DataError(f"{path}: damaged, and cannot be replaced ({error.strerror}); delete it") from None
+        wrong = wrong_files(prepare_mnist())
+    if wrong:
+        path = next(filter(Path.is_file, wrong), wrong[0])
+        fault = "is damaged (its SHA-256 is wrong)" if path.is_file() else "could not be downloaded"
+        raise DataError(f"MNIST: {path} {fault}; check the network, or use --data-dir or --data digits")
+    return paths
+
+
+def wrong_files(paths: list[Path]) -> list[Path]:
+    """Those of the four MNIST files that are missing or have another SHA-256 than they should."""
+    return [
+        path
+        for path, sha256 in zip(paths, MNIST_SHA256, strict=True)
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256
+    ]
+
+
+def prepare_mnist() -> list[Path]:
+    """Where datamaestro keeps the four files, after it has tried to download those that are missing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # experimaestro imports pkg_resources, which says that it is deprecated
+        from datamaestro.context import Context, prepare_dataset
+
+    try:
+        cache = Context.instance().cachepath
+        for marker in cache.glob("*.url"):  # a broken download left here would be taken for a whole one for ever
+            if "/mnist/" in marker.read_text():
+                marker.with_suffix(".dl").unlink(missing_ok=True)
+                marker.with_suffix(".tmp").unlink(missing_ok=True)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tamed_downloads():
+            mnist = prepare_dataset("com.lecun.mnist")
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}; set DATAMAESTRO_DIR to a folder for the cache") from None
+    return [Path(part.path) for split in (mnist.train, mnist.test) for part in (split.images, split.labels)]
+
+
+@contextlib.contextmanager
+def tamed_downloads() -> Iterator[None]:
+    """datamaestro 1.6 downloads without a time-out and prints stack traces: give it the one, keep back the other."""
+    import requests
+
+    get, handlers = requests.get, logging.root.handlers[:]
+    requests.get = functools.partial(get, timeout=DOWNLOAD_TIMEOUT)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        requests.get, logging.root.handlers[:] = get, handlers
+
+
+# --- folds, splits, batches ------------------------------------------------------------------------------------------
+
+
+def stratified_blocks(labels: np.ndarray, blocks: int) -> list[np.ndarray]:
+    """Cuts range(N) into disjoint, sorted `blocks`; their sizes, and counts of every class, differ by one at most."""
+    shuffled = np.random.RandomState(FOLD_SEED).permutation(len(labels))  # RandomState: the same for every NumPy
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    return [np.sort(by_class[block::blocks]) for block in range(blocks)]  # dealt out like cards, class after class
+
+
+def split_tensors(dataset: Dataset, split: str, fold: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (N, H, W) in [0, 1] and labels (N,) of one split, on `device`: block `fold` trains, the rest validate."""
+    if split == "test":
+        images, labels = dataset.test_images, dataset.test_labels
+    else:
+        blocks = stratified_blocks(dataset.train_labels, FOLDS)
+        train = blocks.pop(fold)
+        index = train if split == "train" else np.sort(np.concatenate(blocks))
+        images, labels = dataset.train_images[index], dataset.train_labels[index]
+    # bytes travel to the device, where they become four times as many
+    images = torch.tensor(images).to(device).float().div_(dataset.white)
+    return images, torch.tensor(labels).to(device).long()
+
+
+def batches(
+    images: torch.Tensor, labels: torch.Tensor, batch_size: int, order: torch.Generator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """One epoch: every image once, in an order drawn from the CPU generator `order`; the last batch may be smaller."""
+    permutation = torch.randperm(len(labels), generator=order).to(labels.device)
+    for index in permutation.split(batch_size):
+        yield images.index_select(0, index), labels.index_select(0, index)

@@ -1,0 +1,256 @@
+import gzip
+import hashlib
+import struct
+
+import numpy as np
+import pytest
+import requests
+import torch
+
+import data
+from data import DataError, load, read_folder, read_idx, split_tensors, stratified_blocks
+
+CPU = torch.device("cpu")
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def arrays():
+    """A small data set in MNIST's format: 12 x 10 pixels, 5 classes."""
+    random = np.random.RandomState(0)
+    return [
+        random.randint(256, size=(200, 12, 10)),
+        np.arange(200) % 5,
+        random.randint(256, size=(40, 12, 10)),
+        np.arange(40) % 5,
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path, arrays):
+    for name, array in zip(data.IDX_NAMES, arrays, strict=True):
+        (tmp_path / name).write_bytes(idx_bytes(array))
+    return tmp_path
+
+
+# --- folds, splits, batches
+
+
+@pytest.mark.parametrize("count", [60_000, 1437, 20, 333])
+def test_blocks_are_a_stratified_partition(count):
+    labels = np.random.RandomState(1).choice(10, count, p=np.arange(1, 11) / 55)
+    blocks = stratified_blocks(labels, 20)
+    assert sorted(np.concatenate(blocks)) == list(range(count))
+    assert {len(block) for block in blocks} <= {count // 20, -(-count // 20)}
+    counts = np.array([np.bincount(labels[block], minlength=10) for block in blocks])
+    assert (counts.max(axis=0) - counts.min(axis=0) <= 1).all()
+
+
+def test_blocks_are_shuffled_and_never_change():
+    blocks = stratified_blocks(load("digits").train_labels, 20)
+    digest = hashlib.sha256(np.concatenate(blocks).astype("<i8").tobytes()).hexdigest()
+    assert digest.startswith("6a31c3df2319"), "other images would be the 5 %: every published number would change"
+
+
+def test_train_and_val_share_no_image_and_lack_none():
+    dataset = load("digits")
+    images = {split: split_tensors(dataset, split, 3, CPU)[0] for split in data.SPLITS}
+    together = torch.cat([images["train"], images["val"]]).flatten(1)
+    assert len(images["train"]) == 72 and len(images["test"]) == 360
+    assert sorted(together.tolist()) == sorted((torch.tensor(dataset.train_images).flatten(1) / 16).tolist())
+
+
+def test_folds_have_disjoint_training_sets(folder):
+    """Images that are numbered by their pixels show which ones a split holds."""
+    dataset = read_folder(folder)
+    numbered = dataset.train_images.copy()
+    numbered[:, 0, 0] = np.arange(200)
+    dataset = data.Dataset(
+        "numbered", numbered, dataset.train_labels, dataset.test_images, dataset.test_labels, white=1
+    )
+    train, val = (
+        [set(split_tensors(dataset, split, fold, CPU)[0][:, 0, 0].tolist()) for fold in range(20)]
+        for split in ("train", "val")
+    )
+    assert all(len(images) == 10 for images in train)
+    assert set.union(*train) == set(range(200))
+    assert all(t | v == set(range(200)) and not t & v for t, v in zip(train, val, strict=True))
+
+
+def test_labels_stay_with_their_images(folder):
+    dataset = read_folder(folder)
+    images, labels = split_tensors(dataset, "val", 7, CPU)
+    where = [
+        (torch.tensor(dataset.train_images) == (image * 255).round()).flatten(1).all(1).nonzero().item()
+        for image in images
+    ]
+    assert labels.tolist() == dataset.train_labels[where].tolist()
+
+
+def test_pixels_lie_between_0_and_1(folder):
+    for dataset in (load("digits"), read_folder(folder)):
+        images, labels = split_tensors(dataset, "train", 0, CPU)
+        assert images.dtype == torch.float32 and labels.dtype == torch.int64
+        assert images.min() == 0 and images.max() == 1
+
+
+def test_an_epoch_shows_every_image_once_in_a_drawn_order():
+    images, labels = torch.arange(10.0).view(10, 1, 1), torch.arange(10)
+
+    def epochs(seed, count):
+        order = torch.Generator().manual_seed(seed)
+        return [list(data.batches(images, labels, 4, order)) for _ in range(count)]
+
+    first, second = epochs(0, 2)
+    assert [len(batch) for _, batch in first] == [4, 4, 2]
+    shown = [torch.cat([batch for _, batch in epoch]).tolist() for epoch in (first, second)]
+    assert sorted(shown[0]) == list(range(10)) == sorted(shown[1])
+    assert shown[0] != shown[1] and shown[0] != list(range(10))
+    assert all((batch_images.flatten() == batch_labels).all() for batch_images, batch_labels in first)
+    assert [torch.cat([batch for _, batch in epoch]).tolist() for epoch in epochs(0, 2)] == shown
+
+
+# --- files
+
+
+def test_any_data_set_in_the_format_is_read(folder, arrays):
+    (folder / data.IDX_NAMES[0]).unlink()
+    (folder / f"{data.IDX_NAMES[0]}.gz").write_bytes(gzip.compress(idx_bytes(arrays[0])))
+    dataset = load("auto", str(folder))
+    assert dataset.name == folder.name and dataset.classes == 5 and dataset.in_features == 120
+    read = [dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels]
+    assert all((a == b).all() for a, b in zip(read, arrays, strict=True))
+
+
+FAULTS = {
+    "missing": (0, lambda raw: None, "no such file"),
+    "empty": (1, lambda raw: b"", "not an IDX file"),
+    "a picture": (0, lambda raw: b"\x89PNG" + raw, "not an IDX file"),
+    "floats": (0, lambda raw: raw[:2] + b"\x0d" + raw[3:], "0x0d"),
+    "half a header": (0, lambda raw: raw[:9], "too short"),
+    "truncated": (0, lambda raw: raw[:-7], "bytes where"),
+    "too long": (2, lambda raw: raw + b"\0", "bytes where"),
+    "huge sizes": (0, lambda raw: raw[:4] + b"\xff" * 12 + raw[16:], "bytes where"),
+    "images for labels": (1, lambda raw: idx_bytes(np.zeros((200, 1))), "rank"),
+    "labels of another length": (1, lambda raw: idx_bytes(np.arange(199) % 5), "199 labels"),
+    "other test size": (2, lambda raw: idx_bytes(np.zeros((40, 9, 9))), "(9, 9)"),
+    "a class too many in test": (3, lambda raw: idx_bytes(np.full(40, 5)), "test label 5"),
+    "a stray label": (1, lambda raw: raw[:-1] + b"\xc8", "never occurs"),
+    "one class": (1, lambda raw: idx_bytes(np.zeros(200)), "one class"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_file_is_one_clear_line(folder, fault):
+    number, change, words = FAULTS[fault]
+    path = folder / data.IDX_NAMES[number]
+    raw = change(path.read_bytes())
+    path.unlink() if raw is None else path.write_bytes(raw)
+    with pytest.raises(DataError) as error:
+        read_folder(folder)
+    assert words in str(error.value) and str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_too_few_images_for_the_folds(folder):
+    for name, count in zip(data.IDX_NAMES, (19, 19, 5, 5), strict=True):
+        array = np.zeros((count, 4, 4)) if "images" in name else np.arange(count) % 2
+        (folder / name).write_bytes(idx_bytes(array))
+    with pytest.raises(DataError, match="19 training images"):
+        read_folder(folder)
+
+
+def test_a_damaged_gz_file_is_one_clear_line(tmp_path):
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    for damaged in (b"no gzip", gzip.compress(bytes(1000))[:-20]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="cannot be read"):
+            read_idx(path)
+
+
+# --- MNIST through datamaestro
+
+
+class Network:
+    """Stands in for the network: serves `files`, by the name at the end of the URL, and notes what was asked for."""
+
+    def __init__(self, files: dict[str, bytes]):
+        self.files, self.asked, self.time_outs = files, [], []
+
+    def get(self, url, headers=None, stream=False, timeout=None):
+        name = url.rsplit("/", 1)[1]
+        self.asked.append(name)
+        self.time_outs.append(timeout)
+        if name not in self.files:
+            raise requests.ConnectionError(f"no route to {url}")
+        response = requests.Response()
+        response.status_code = 200
+        response.raw = gzip.io.BytesIO(self.files[name])
+        return response
+
+
+@pytest.fixture
+def network(tmp_path, arrays, monkeypatch):
+    """A network with a small MNIST, and datamaestro's cache in an empty folder."""
+    from datamaestro.context import Context
+    from datamaestro.definitions import AbstractDataset
+
+    raw = [idx_bytes(array) for array in arrays]
+    network = Network({f"{name}.gz": gzip.compress(one) for name, one in zip(data.IDX_NAMES, raw, strict=True)})
+    monkeypatch.setattr(requests, "get", network.get)
+    monkeypatch.setattr(data, "MNIST_SHA256", tuple(hashlib.sha256(one).hexdigest() for one in raw))
+    monkeypatch.setattr(Context.instance(), "_path", tmp_path)
+    monkeypatch.setattr(AbstractDataset.find("com.lecun.mnist"), "config", None)  # it remembers where the files were
+    return network
+
+
+def test_mnist_is_downloaded_once_with_a_time_out(network):
+    assert load("mnist").train_images.shape == (200, 12, 10)
+    assert len(network.asked) == 4 and all(network.time_outs)
+    data.load.cache_clear()
+    load("mnist")
+    assert len(network.asked) == 4
+
+
+def test_a_damaged_cache_is_fetched_again_once(network):
+    good = data.fetch_mnist()
+    good[2].write_bytes(b"damaged")
+    assert data.fetch_mnist() == good and data.wrong_files(good) == []
+    assert len(network.asked) == 5
+
+    good[2].write_bytes(b"damaged")
+    network.files["t10k-images-idx3-ubyte.gz"] = gzip.compress(b"damaged as well")
+    with pytest.raises(DataError, match=r"test_images.idx is damaged"):
+        load("mnist")
+    assert len(network.asked) == 6
+
+
+def test_a_broken_download_does_not_stay_broken(network):
+    whole = network.files["train-labels-idx1-ubyte.gz"]
+    network.files["train-labels-idx1-ubyte.gz"] = whole[:30]
+    with pytest.raises(DataError, match=r"train_labels.idx"):
+        load("mnist")
+    network.files["train-labels-idx1-ubyte.gz"] = whole
+    assert len(load("mnist").train_labels) == 200
+
+
+def test_without_network_auto_takes_digits_and_mnist_fails(network, capfd):
+    network.files.clear()
+    dataset = load("auto")
+    assert dataset.name == "digits" and "could not be downloaded" in dataset.warning
+    with pytest.raises(DataError, match="could not be downloaded"):
+        load("mnist")
+    assert capfd.readouterr() == ("", ""), "datamaestro's stack traces are on the screen"
+
+
+def test_real_mnist(mnist):
+    dataset = load("mnist")
+    assert dataset.name == "mnist" and not dataset.warning
+    assert dataset.train_images.shape == (60_000, 28, 28) and dataset.test_images.shape == (10_000, 28, 28)
+    assert dataset.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
+    images, labels = split_tensors(dataset, "train", 0, CPU)
+    assert len(images) == 3000
+    assert np.abs(labels.bincount().numpy() - np.bincount(dataset.train_labels) / 20).max() < 1
+    assert len(split_tensors(dataset, "val", 0, CPU)[1]) == 57_000
