@@ -1,0 +1,85 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import MLP
+from regularizers import gaussian_deviation, l1_penalty, l2_penalty, laplace_scale, penalized_weights
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return MLP(64, 10, norm="layer")
+
+
+def test_only_the_weight_matrices_of_linear_layers_are_penalized(model):
+    names = [name for name, p in model.named_parameters() if any(p is weight for weight in penalized_weights(model))]
+    assert names == [f"linears.{layer}.weight" for layer in range(4)]
+
+
+def test_penalties_are_the_sums_that_they_say(model):
+    weights = torch.cat([linear.weight.flatten() for linear in model.linears]).double()
+    assert l1_penalty(model).item() == pytest.approx(weights.abs().sum().item(), rel=1e-5)
+    assert l2_penalty(model).item() == pytest.approx((weights**2).sum().item(), rel=1e-5)
+
+
+def sgd(model, strength, penalty, weight_decay):
+    """Weights after ten steps of SGD from the same start; the decay is for the weight matrices only."""
+    torch.manual_seed(0)
+    model = MLP(64, 10, norm="layer")
+    penalized = penalized_weights(model)
+    others = [p for p in model.parameters() if not any(p is weight for weight in penalized)]
+    groups = [{"params": penalized, "weight_decay": weight_decay}, {"params": others}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    images, labels = torch.rand(20, 8, 8), torch.arange(20) % 10
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels) + strength * penalty(model)
+        loss.backward()
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_sgd_with_l2_is_sgd_with_twice_the_weight_decay(model):
+    penalized = sgd(model, 0.01, l2_penalty, 0)
+    assert torch.allclose(penalized, sgd(model, 0, l2_penalty, 0.02), atol=1e-6)
+    assert not torch.allclose(penalized, sgd(model, 0, l2_penalty, 0.01), atol=1e-4)
+
+
+def test_l1_pulls_every_weight_towards_zero_alike(model):
+    l1_penalty(model).backward()
+    for weight in penalized_weights(model):
+        assert torch.equal(weight.grad, weight.sign())
+
+
+def test_l1_is_a_laplace_prior(model):
+    """The penalty is -log prior / N, up to a constant: its differences between two models are the same."""
+    l1, images = 2e-4, 3000
+    prior = torch.distributions.Laplace(0, laplace_scale(l1, images))
+    assert_same_differences(model, lambda m: l1 * l1_penalty(m), prior, images)
+    assert laplace_scale(l1, images) == pytest.approx(1 / 0.6)
+
+
+def test_l2_is_a_gaussian_prior(model):
+    l2, images = 1e-4, 3000
+    prior = torch.distributions.Normal(0, gaussian_deviation(l2, images))
+    assert_same_differences(model, lambda m: l2 * l2_penalty(m), prior, images)
+    assert gaussian_deviation(l2, images) == pytest.approx(1 / math.sqrt(0.6))
+
+
+def assert_same_differences(model, penalty, prior, images):
+    other = MLP(64, 10)
+    with torch.no_grad():
+        by_penalty = penalty(model) - penalty(other)
+        by_prior = [
+            -sum(prior.log_prob(weight.double()).sum() for weight in penalized_weights(m)) / images
+            for m in (model, other)
+        ]
+        assert by_penalty.item() == pytest.approx((by_prior[0] - by_prior[1]).item(), rel=1e-3)
+        assert abs(by_penalty.item()) > 1e-6
+
+
+def test_no_penalty_is_a_flat_prior():
+    assert laplace_scale(0, 3000) == gaussian_deviation(0, 3000) == math.inf
