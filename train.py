@@ -177,7 +177,7 @@ def evaluate(model: MLP, images: torch.Tensor, labels: torch.Tensor) -> tuple[fl
 
 # --- the run's folder, shared with Lightning -------------------------------------------------------------------------
 
-MEASURES = [f"{split}_{measure}" for measure in ("loss", "error") for split in data.SPLITS]
+MEASURES = [f"{split}_{measure}" for measure in ("loss", "error") for split in ("val", "test", "train")]
 
 
 class Run:
@@ -303,16 +303,15 @@ def augmentation_examples(images: torch.Tensor, config: Config) -> torch.Tensor:
     return torch.stack([images, *(augmented(images, config, generator) for _ in range(7))])
 
 
-def differences(config: Config) -> dict:
-    """The settings in which `config` differs from the defaults; the device, and MNIST itself, are no difference."""
-    default = asdict(Config())
-    ordinary = {"device": config.device, "data": "mnist" if config.data == "mnist" else "auto"}
-    return {name: value for name, value in asdict(config).items() if value != (default | ordinary)[name]}
+def differences(config: Config) -> dict[str, str]:
+    """The settings in which `config` differs from the defaults, as text; the device, and MNIST itself, are none."""
+    ordinary = asdict(Config(device=config.device, data="mnist" if config.data == "mnist" else "auto"))
+    return {name: str(value).removesuffix(".0") for name, value in asdict(config).items() if value != ordinary[name]}
 
 
 def command(config: Config, script: str = "train.py") -> str:
     """The line for a shell that runs `config`."""
-    settings = [f"{flag(name)} {shlex.quote(str(value))}" for name, value in differences(config).items()]
+    settings = [f"{flag(name)} {shlex.quote(value)}" for name, value in differences(config).items()]
     return " ".join(["python", script, *settings])
 
 
