@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import logging
+import math
 import struct
 import warnings
 import zlib
@@ -249,10 +250,28 @@ def split_tensors(dataset: Dataset, split: str, fold: int, device: torch.device)
     return images, torch.tensor(labels).to(device).long()
 
 
-def batches(
-    images: torch.Tensor, labels: torch.Tensor, batch_size: int, order: torch.Generator
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """One epoch: every image once, in an order drawn from the CPU generator `order`; the last batch may be smaller."""
-    permutation = torch.randperm(len(labels), generator=order).to(labels.device)
-    for index in permutation.split(batch_size):
-        yield images.index_select(0, index), labels.index_select(0, index)
+class Batches:
+    """Batches `images, labels`, every image once; the last one may be smaller.
+
+    Args:
+        images, labels: (N, ...) and (N,).
+        batch_size: images in a batch.
+        order: a CPU generator from which every pass draws a new order; without one the order is that of the images.
+        rank, ranks: with several processes, which of their shares of every batch this is.
+    """
+
+    def __init__(self, images, labels, batch_size: int, order: torch.Generator | None = None, rank=0, ranks=1):
+        self.images, self.labels, self.batch_size, self.order = images, labels, batch_size, order
+        self.share = slice(rank, None, ranks)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.labels) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if self.order is None:
+            yield from zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
+            return
+        permutation = torch.randperm(len(self.labels), generator=self.order).to(self.labels.device)
+        for batch in permutation.split(self.batch_size):
+            index = batch[self.share]
+            yield self.images.index_select(0, index), self.labels.index_select(0, index)

@@ -128,12 +128,11 @@ def build_model(config: Config, dataset: data.Dataset, init: int) -> MLP:
     return MLP(dataset.in_features, dataset.classes, norm=config.norm, dropout=config.dropout)
 
 
-def build_optimizer(model: MLP, config: Config, images: int):
-    """Adam, and the scheduler to be stepped after every update: None for a constant learning rate."""
+def build_optimizer(model: MLP, config: Config, steps: int):
+    """Adam for `steps` updates, and the scheduler to be stepped after each: None for a constant learning rate."""
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     if config.schedule == "constant":
         return optimizer, None
-    steps = config.epochs * math.ceil(images / config.batch_size)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
 
 
@@ -163,13 +162,21 @@ def train_step(model: MLP, optimizer, scheduler, images, labels, config: Config,
     return loss.detach()
 
 
+EVALUATION_BATCH = 1000  # images: as many as fit into a core's cache
+
+
 @torch.no_grad()
 def evaluate(model: MLP, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float, torch.Tensor]:
-    """Cross-entropy in nats and error as a fraction, means over all images, and the entropy (N,) of every output."""
+    """The `score` of `model`, in evaluation mode, on all images; leaves the mode as it was."""
     mode = model.training
     model.eval()
-    logits = torch.cat([model(chunk) for chunk in images.split(1000)])  # 1000 images fit into a core's cache
+    logits = torch.cat([model(batch) for batch, _ in data.Batches(images, labels, EVALUATION_BATCH)])
     model.train(mode)
+    return score(logits, labels)
+
+
+def score(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float, torch.Tensor]:
+    """Cross-entropy in nats and error as a fraction, means over all images, and the entropy (N,) of every output."""
     loss = F.cross_entropy(logits, labels).item()
     error = (logits.argmax(dim=1) != labels).sum().item() / len(labels)
     return loss, error, entropy(logits)
@@ -234,10 +241,14 @@ class Run:
         return epoch in self.evaluation_epochs and (not self.rows or self.rows[-1]["epoch"] < epoch)
 
     def measure(self, model: MLP, epoch: int, lr: float) -> dict:
-        """Evaluates `model` on all splits, writes it down, with histograms if it is their turn, and returns the row."""
+        """Evaluates `model` on all splits and records it."""
+        scores = {split: evaluate(model, images, labels) for split, (images, labels) in self.tensors.items()}
+        return self.record(model, epoch, lr, scores)
+
+    def record(self, model: MLP, epoch: int, lr: float, scores: dict[str, tuple[float, float, torch.Tensor]]) -> dict:
+        """Writes down the `scores` of each split, and histograms if it is their turn; returns the row."""
         row, entropies = {"epoch": epoch, "step": epoch * self.steps_per_epoch}, {}
-        for split, (images, labels) in self.tensors.items():
-            row[f"{split}_loss"], row[f"{split}_error"], entropies[split] = evaluate(model, images, labels)
+        for split, (row[f"{split}_loss"], row[f"{split}_error"], entropies[split]) in scores.items():
             row[f"{split}_entropy"] = entropies[split].mean().item()
         if not math.isfinite(row["train_loss"] + row["val_loss"]):
             raise Diverged(row["step"])
@@ -350,6 +361,12 @@ def read_json(path: Path) -> dict:
     return value
 
 
+def finished_result(folder: str) -> dict | None:
+    """What the run in `folder` returned, if it is over."""
+    path = Path(folder) / "result.json"
+    return read_json(path) | {"folder": folder} if path.exists() else None
+
+
 def read_config(folder: Path) -> Config:
     """The settings of the run in `folder`; RunError with one line if there are none."""
     settings = read_json(folder / "config.json")
@@ -385,14 +402,14 @@ def train(
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved; the message says how to go on.
     """
     torch.set_flush_denormal(True)  # an over-fitted network makes denormal numbers, which are slow on a CPU
-    if resume and (Path(resume) / "result.json").exists():
-        return read_json(Path(resume) / "result.json") | {"folder": resume}
+    if resume and (result := finished_result(resume)):
+        return result
     run = Run(config, runs_dir, name, resume, splits)
     config = run.config
-    images, labels = run.tensors["train"]
     init, order, augmentation = random_streams(config.seed, run.device)
+    batches = data.Batches(*run.tensors["train"], config.batch_size, order)
     model = build_model(config, run.dataset, init).to(run.device)
-    optimizer, scheduler = build_optimizer(model, config, len(labels))
+    optimizer, scheduler = build_optimizer(model, config, config.epochs * len(batches))
     state = {"model": model, "optimizer": optimizer} | ({"scheduler": scheduler} if scheduler else {})
     streams = {"order": order, "augmentation": augmentation}
     epoch, run_state = load_checkpoint(run, state, streams) if (run.folder / "last.pt").exists() else (0, None)
@@ -420,13 +437,13 @@ def train(
 
                 model.train()
                 losses = []
-                for batch, batch_labels in data.batches(images, labels, config.batch_size, order):
+                for images, labels in batches:
                     inputs = [] if epoch in run.histogram_epochs and not losses else None
-                    batch = augmented(batch, config, augmentation)
-                    losses.append(train_step(model, optimizer, scheduler, batch, batch_labels, config, inputs))
+                    images = augmented(images, config, augmentation)
+                    losses.append(train_step(model, optimizer, scheduler, images, labels, config, inputs))
                     if inputs:
                         run.recorder.input_gradients(epoch * run.steps_per_epoch, inputs)
-                check_finite(losses, epoch * run.steps_per_epoch)
+                check_finite(torch.stack(losses), epoch * run.steps_per_epoch)
                 epoch += 1
                 bar.update()
     except Diverged as diverged:
@@ -435,9 +452,9 @@ def train(
         run.recorder.close()
 
 
-def check_finite(losses: list[torch.Tensor], step: int) -> None:
-    """Raises Diverged if one of `losses`, the costs of the updates that follow `step`, is infinite or NaN."""
-    finite = torch.stack(losses).isfinite()  # looked at once an epoch: to read a cost is to wait for the device
+def check_finite(losses: torch.Tensor, step: int) -> None:
+    """Raises Diverged if one of `losses` (N,), the costs of the N updates that follow `step`, is infinite or NaN."""
+    finite = losses.isfinite()  # looked at once an epoch: to read a cost is to wait for the device
     if not finite.all():
         raise Diverged(step + int(finite.int().argmin()))
 
@@ -447,10 +464,7 @@ def save_checkpoint(run: Run, file: str, epoch: int, state: dict, streams: dict 
     checkpoint = {name: part.state_dict() for name, part in state.items()}
     checkpoint |= {"epoch": epoch, "config": asdict(run.config)}
     if streams:
-        random = {name: generator.get_state() for name, generator in streams.items()} | {"cpu": torch.get_rng_state()}
-        if run.device.type != "cpu":  # dropout draws there
-            random["device"] = torch.get_device_module(run.device).get_rng_state()
-        checkpoint |= {"random": random, "run": run.state_dict()}
+        checkpoint |= {"random": random_state(run.device, streams), "run": run.state_dict()}
     with replacing(run.folder / file) as path:
         torch.save(checkpoint, path)
 
@@ -458,31 +472,55 @@ def save_checkpoint(run: Run, file: str, epoch: int, state: dict, streams: dict 
 def load_checkpoint(run: Run, state: dict, streams: dict[str, torch.Generator]) -> tuple[int, dict]:
     """Undoes `save_checkpoint`: restores `state` and `streams` from last.pt; returns the epoch and the run's state.
 
-    A damaged or foreign file is a RunError with one line; no code in it is executed.
+    A damaged or foreign file is a RunError with one line.
     """
+    checkpoint = read_checkpoint(run)
+    try:
+        epoch, run_state = checkpoint["epoch"], checkpoint["run"]
+        if epoch not in range(run.config.epochs + 1) or not run_state["rows"]:
+            raise ValueError(f"epoch {epoch} of {run.config.epochs}, {len(run_state['rows'])} measurements")
+        for name, part in state.items():
+            part.load_state_dict(checkpoint[name])
+        set_random_state(run.device, streams, checkpoint["random"])
+        return epoch, run_state
+    except Exception as error:  # whatever foreign contents make the modules do
+        raise foreign_checkpoint(run, error) from None
+
+
+def read_checkpoint(run: Run) -> dict:
+    """The contents of last.pt; a damaged or foreign file is a RunError with one line, and no code in it is executed."""
     path = run.folder / "last.pt"
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load does not look at the checksums
         if damaged:
             raise ValueError(f"wrong checksum of {damaged}")
-        checkpoint = torch.load(path, map_location=run.device, weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if checkpoint["config"] != asdict(run.config):
             raise ValueError("saved under other settings than those in config.json")
-        epoch, run_state = checkpoint["epoch"], checkpoint["run"]
-        if epoch not in range(run.config.epochs + 1) or not run_state["rows"]:
-            raise ValueError(f"epoch {epoch} of {run.config.epochs}, {len(run_state['rows'])} measurements")
-        for name, part in state.items():
-            part.load_state_dict(checkpoint[name])
-        for name, generator in streams.items():
-            generator.set_state(checkpoint["random"][name].cpu())
-        torch.set_rng_state(checkpoint["random"]["cpu"].cpu())
-        if run.device.type != "cpu":
-            torch.get_device_module(run.device).set_rng_state(checkpoint["random"]["device"].cpu())
-        return epoch, run_state
-    except Exception as error:  # whatever a foreign file makes the unpickler and the modules do
-        reason = f"{type(error).__name__}: {one_line(error)[:100]}"
-        raise RunError(f"{path}: damaged or foreign ({reason}); delete it to begin this run anew") from None
+        return checkpoint
+    except Exception as error:  # whatever a foreign file makes the unpickler do
+        raise foreign_checkpoint(run, error) from None
+
+
+def foreign_checkpoint(run: Run, error: Exception) -> RunError:
+    reason = f"{type(error).__name__}: {one_line(error)[:100]}"
+    return RunError(f"{run.folder / 'last.pt'}: damaged or foreign ({reason}); delete it to begin this run anew")
+
+
+def random_state(device: torch.device, streams: dict[str, torch.Generator]) -> dict[str, torch.Tensor]:
+    """Where all random streams are now: `streams`, and the one of initialisation and dropout."""
+    state = {name: generator.get_state() for name, generator in streams.items()} | {"cpu": torch.get_rng_state()}
+    return state if device.type == "cpu" else state | {"device": torch.get_device_module(device).get_rng_state()}
+
+
+def set_random_state(device: torch.device, streams: dict[str, torch.Generator], state: dict) -> None:
+    """Undoes `random_state`."""
+    for name, generator in streams.items():
+        generator.set_state(state[name])
+    torch.set_rng_state(state["cpu"])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state["device"])
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -520,17 +558,25 @@ def summarize(result: dict, config: Config) -> None:
     print(f"on another fold:    {command(replace(config, fold=(config.fold + 1) % data.FOLDS))}")
 
 
+def refuse_settings(options: Options) -> None:
+    """With --resume there is nothing to set: exit code 2."""
+    if options.resume and (options.config, options.runs_dir, options.name) != (Config(), "runs", ""):
+        wrong_arguments(f"--resume {options.resume} goes on under that run's own settings; drop the other arguments")
+
+
+def conclude(result: dict, options: Options) -> None:
+    """Ends the program with the summary of a run."""
+    summarize(result, read_config(Path(result["folder"])))
+    if result["data"] == "digits" and not options.resume:
+        warn(data.load(options.config.data, options.config.data_dir))
+    sys.exit(result["status"] == "diverged")
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv)
-    if options.resume and options != Options(Config(), resume=options.resume):
-        wrong_arguments(f"--resume {options.resume} goes on under that run's own settings; drop the other arguments")
+    refuse_settings(options)
     with errors_in_one_line(data.DataError, RunError):
-        result = train(options.config, options.runs_dir, options.name, options.resume)
-        config = read_config(Path(result["folder"]))
-        summarize(result, config)
-        if result["data"] == "digits" and not options.resume:
-            warn(data.load(options.config.data, options.config.data_dir))
-    sys.exit(result["status"] == "diverged")
+        conclude(train(options.config, options.runs_dir, options.name, options.resume), options)
 
 
 if __name__ == "__main__":

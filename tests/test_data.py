@@ -101,8 +101,9 @@ def test_an_epoch_shows_every_image_once_in_a_drawn_order():
     images, labels = torch.arange(10.0).view(10, 1, 1), torch.arange(10)
 
     def epochs(seed, count):
-        order = torch.Generator().manual_seed(seed)
-        return [list(data.batches(images, labels, 4, order)) for _ in range(count)]
+        batches = data.Batches(images, labels, 4, torch.Generator().manual_seed(seed))
+        assert len(batches) == 3
+        return [list(batches) for _ in range(count)]
 
     first, second = epochs(0, 2)
     assert [len(batch) for _, batch in first] == [4, 4, 2]
@@ -111,6 +112,23 @@ def test_an_epoch_shows_every_image_once_in_a_drawn_order():
     assert shown[0] != shown[1] and shown[0] != list(range(10))
     assert all((batch_images.flatten() == batch_labels).all() for batch_images, batch_labels in first)
     assert [torch.cat([batch for _, batch in epoch]).tolist() for epoch in epochs(0, 2)] == shown
+
+
+def test_processes_share_every_batch():
+    images, labels = torch.arange(10.0).view(10, 1, 1), torch.arange(10)
+
+    def labels_of(**share):
+        return [
+            batch.tolist() for _, batch in data.Batches(images, labels, 4, torch.Generator().manual_seed(0), **share)
+        ]
+
+    for batch, first, second in zip(labels_of(), labels_of(rank=0, ranks=2), labels_of(rank=1, ranks=2), strict=True):
+        assert sorted(batch) == sorted(first + second) and abs(len(first) - len(second)) <= 1
+
+
+def test_without_an_order_batches_are_slices():
+    images, labels = torch.arange(10.0).view(10, 1, 1), torch.arange(10)
+    assert [batch.tolist() for _, batch in data.Batches(images, labels, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 # --- files

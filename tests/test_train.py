@@ -86,7 +86,7 @@ def test_methods_share_initialisation_and_batches(digits, tmp_path):
     shown = []
     for config in (digits, replace(digits, dropout=0.5, l2=1e-3)):
         _, order, _ = train_module.random_streams(config.seed, torch.device("cpu"))
-        batches = data.batches(*data.split_tensors(data.load("digits"), "train", 0, torch.device("cpu")), 20, order)
+        batches = data.Batches(*data.split_tensors(data.load("digits"), "train", 0, torch.device("cpu")), 20, order)
         shown.append((train_module.build_model(config, data.load("digits"), 7).state_dict(), list(batches)))
     assert same(shown[0][0], shown[1][0])
     assert all(torch.equal(a[1], b[1]) for a, b in zip(shown[0][1], shown[1][1], strict=True))
