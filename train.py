@@ -544,7 +544,7 @@ def warn(dataset: data.Dataset) -> None:
         print(rule, what, dataset.warning, rule, sep="\n", file=sys.stderr)
 
 
-def summarize(result: dict, config: Config) -> None:
+def summarize(result: dict, config: Config, script: str) -> None:
     """The end of a run: best and last, three splits, where it is kept, and what to do next."""
     print("\n" + " " * 16 + "".join(f"{split + ' cost':>14}   error" for split in result["sizes"]))
     for moment in ("best", "last"):
@@ -555,7 +555,7 @@ def summarize(result: dict, config: Config) -> None:
         print(f"the cost was infinite or NaN after {result['step']} updates; try a lower --lr than {config.lr:g}")
     print(f"{result['status']} after {result['seconds']:.0f} s, kept in {result['folder']}")
     print(f"look at it:         tensorboard --logdir {shlex.quote(str(Path(result['folder']).parent))}")
-    print(f"on another fold:    {command(replace(config, fold=(config.fold + 1) % data.FOLDS))}")
+    print(f"on another fold:    {command(replace(config, fold=(config.fold + 1) % data.FOLDS), script)}")
 
 
 def refuse_settings(options: Options) -> None:
@@ -564,9 +564,9 @@ def refuse_settings(options: Options) -> None:
         wrong_arguments(f"--resume {options.resume} goes on under that run's own settings; drop the other arguments")
 
 
-def conclude(result: dict, options: Options) -> None:
-    """Ends the program with the summary of a run."""
-    summarize(result, read_config(Path(result["folder"])))
+def conclude(result: dict, options: Options, script: str = "train.py") -> None:
+    """Ends the program with the summary of a run of `script`."""
+    summarize(result, read_config(Path(result["folder"])), script)
     if result["data"] == "digits" and not options.resume:
         warn(data.load(options.config.data, options.config.data_dir))
     sys.exit(result["status"] == "diverged")

@@ -25,6 +25,7 @@ from torchvision.transforms import v2
 
 import data
 import train
+import train_lightning
 from augment import augment
 from model import MLP
 
@@ -93,7 +94,7 @@ def student(images, labels, config):
 
 
 class UsualLightning(lightning.LightningModule):
-    """The LightningModule of most tutorials; keeps the time between its first and last step."""
+    """The LightningModule of most tutorials."""
 
     def __init__(self, in_features, lr):
         super().__init__()
@@ -108,26 +109,39 @@ class UsualLightning(lightning.LightningModule):
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
-    def on_train_start(self):
-        self.start = time.perf_counter()
 
-    def on_train_end(self):
-        self.seconds = time.perf_counter() - self.start
+class Stopwatch(lightning.Callback):
+    """Keeps the seconds from the first step to the last."""
+
+    def on_train_start(self, trainer, module):
+        self.seconds = -time.perf_counter()
+
+    def on_train_end(self, trainer, module):
+        self.seconds += time.perf_counter()
+
+
+def fit(epochs, module, batches):
+    """Seconds that a Trainer with nothing switched on takes."""
+    stopwatch = Stopwatch()
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = lightning.Trainer(max_epochs=epochs, accelerator="cpu", limit_val_batches=0, callbacks=[stopwatch], **off)
+    trainer.fit(module, batches)
+    return stopwatch.seconds
 
 
 def usual_lightning(images, labels, config):
     """Lightning's Trainer over that DataLoader, with a logged loss."""
     loader = DataLoader(TensorDataset(images, labels), batch_size=config.batch_size, shuffle=True)
 
-    def epochs(count):
-        module = UsualLightning(images[0].numel(), config.lr)
-        lightning.Trainer(max_epochs=count, accelerator="cpu", **QUIET).fit(module, loader)
-        return module.seconds
-
-    return epochs
+    return lambda count: fit(count, UsualLightning(images[0].numel(), config.lr), loader)
 
 
-QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+def our_lightning(images, labels, config):
+    """Lightning's Trainer over this project's module and its batches in memory."""
+    with tempfile.TemporaryDirectory() as runs:
+        run = train.Run(config, runs)
+    batches = data.Batches(images, labels, config.batch_size, torch.Generator())
+    return lambda count: fit(count, train_lightning.LitMLP(run), batches)
 
 
 def steps_table(images, labels, config):
@@ -137,6 +151,7 @@ def steps_table(images, labels, config):
         "this project's step": ours,
         "DataLoader, Adam, .item()": student,
         "Lightning's Trainer, DataLoader": usual_lightning,
+        "train_lightning.py, in memory": our_lightning,
     }
     contenders = {name: make(images, labels, config) for name, make in contenders.items()}
     times = {name: [] for name in contenders}
