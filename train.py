@@ -98,7 +98,7 @@ AUGMENTATIONS = ("noise", "rotate", "zoom", "shift", "shear", "elastic")
 class Options:
     """Train a small MLP on 5 % of MNIST: the settings of the experiment, and where the run is kept."""
 
-    config: tyro.conf.OmitArgPrefixes[Config]
+    config: tyro.conf.OmitArgPrefixes[Config] = Config()
     runs_dir: str = "runs"  # folder of all runs
     name: str = ""  # of the run's folder; by default what differs from the defaults, and the time
     resume: str = ""  # folder of a run to go on with, under its own settings
@@ -247,9 +247,9 @@ class Run:
 
     def record(self, model: MLP, epoch: int, lr: float, scores: dict[str, tuple[float, float, torch.Tensor]]) -> dict:
         """Writes down the `scores` of each split, and histograms if it is their turn; returns the row."""
-        row, entropies = {"epoch": epoch, "step": epoch * self.steps_per_epoch}, {}
-        for split, (row[f"{split}_loss"], row[f"{split}_error"], entropies[split]) in scores.items():
-            row[f"{split}_entropy"] = entropies[split].mean().item()
+        row = {"epoch": epoch, "step": epoch * self.steps_per_epoch}
+        for split, (loss, error, entropies) in scores.items():
+            row |= {f"{split}_loss": loss, f"{split}_error": error, f"{split}_entropy": entropies.mean().item()}
         if not math.isfinite(row["train_loss"] + row["val_loss"]):
             raise Diverged(row["step"])
         with torch.no_grad():
@@ -257,10 +257,11 @@ class Run:
             row["l2"] = self.config.l2 * l2_penalty(model).item()
         row |= {"lr": lr, "seconds": time.perf_counter() - self.since}
         if not self.rows:  # the weights are those of initialisation: the random model that the others are compared with
-            self.untrained = entropies["val"]
+            self.untrained = scores["val"][2]
         self.rows.append(row)
         self.recorder.scalars(row, self.untrained.mean().item(), self.dataset.classes)
         if epoch in self.histogram_epochs:
+            entropies = {split: entropies for split, (_, _, entropies) in scores.items()}
             self.recorder.histograms(row["step"], model.linears, entropies, self.untrained)
         with replacing(self.folder / "metrics.csv") as path, path.open("w", newline="") as file:
             writer = csv.DictWriter(file, row)
@@ -386,7 +387,7 @@ def train(
     resume: str = "",
     splits: tuple[str, ...] = data.SPLITS,
     quiet: bool = False,
-    on_evaluation: Callable[[dict], None] | None = None,
+    on_evaluation: Callable[[dict, dict], None] | None = None,
 ) -> dict:
     """Runs one experiment; returns what result.json holds, and the run's `folder`.
 
@@ -395,7 +396,7 @@ def train(
         runs_dir, name, resume: as in Options.
         splits: which splits are read and measured; train and val are needed.
         quiet: print nothing and show no progress.
-        on_evaluation: called with each new row of metrics.csv; what it raises ends the run.
+        on_evaluation: called with each new row of metrics.csv and the best one; what it raises ends the run.
 
     Raises:
         data.DataError, RunError: with one line for the user.
@@ -428,7 +429,7 @@ def train(
                         save_checkpoint(run, "best.pt", epoch, {"model": model})
                     save_checkpoint(run, "last.pt", epoch, state, streams)
                     if on_evaluation:
-                        on_evaluation(row)
+                        on_evaluation(row, run.best())
                 if epoch == config.epochs:
                     return run.finish()
                 if interrupted.is_set():

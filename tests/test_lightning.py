@@ -79,7 +79,7 @@ def test_resuming_a_finished_run_trains_nothing(digits, tmp_path):
 
 
 def test_a_checkpoint_of_the_plain_loop_is_refused(digits, tmp_path):
-    def fall_over(row):
+    def fall_over(row, best):
         if row["epoch"] == 7:
             raise Fall
 
