@@ -28,7 +28,7 @@ import sqlalchemy
 import torch
 import tyro
 from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 from tqdm import tqdm
@@ -107,7 +107,8 @@ def open_storage(options: SearchOptions) -> optuna.storages.BaseStorage:
     if not options.storage:
         journal = study_folder(options).with_suffix(".log")
         journal.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(journal)))
+        # Optuna's usual lock, a symbolic link, hangs for ever on a relative path if its owner is killed
+        return JournalStorage(JournalFileBackend(str(journal), JournalFileOpenLock(str(journal), grace_period=5)))
     postgres = sqlalchemy.make_url(options.storage).get_backend_name() == "postgresql"
     return RDBStorage(
         options.storage,
@@ -392,11 +393,11 @@ def mean_and_interval(values) -> tuple[float, float]:
     return float(np.mean(values)), float(half)
 
 
-def confirm(study: optuna.Study, options: SearchOptions) -> list[str]:
-    """Runs the best trial and the baseline on folds that the search never saw; returns lines of Markdown."""
+def confirm(study: optuna.Study, options: SearchOptions) -> None:
+    """Runs the best trial and the baseline on folds that the search never saw; writes confirmed.md for the report."""
     folds = [fold for fold in range(data.FOLDS) if fold not in SEARCH_FOLDS][: options.confirm]
     best = config_of(study.best_trial, study)
-    methods = {"baseline": baseline_of(study), f"trial {original(study.best_trial)}": best}
+    methods = {"baseline": fixed_of(study), f"trial {original(study.best_trial)}": best}
     jobs = [(replace(config, fold=fold), method, fold) for method, config in methods.items() for fold in folds]
     context = process_context()
     with ProcessPoolExecutor(options.workers, context, initializer=become_worker) as pool:
@@ -434,21 +435,17 @@ def confirm(study: optuna.Study, options: SearchOptions) -> list[str]:
         "",
         f"Difference of the test errors, paired by fold: {mean * 100:+.2f} ± {half * 100:.2f} percentage points.",
     ]
-    return lines
+    with replacing(study_folder(options) / "confirmed.md") as path:
+        path.write_text("\n".join(lines) + "\n")
 
 
 # --- report ----------------------------------------------------------------------------------------------------------
 
 
 def fixed_of(study: optuna.Study) -> Config:
-    """The settings that the study does not search."""
+    """The settings of the study with everything that it searches at its default: the baseline."""
     settings = study.user_attrs["settings"]
     return Config(**{f.name: settings[f.name] for f in fields(Config)})
-
-
-def baseline_of(study: optuna.Study) -> Config:
-    """What is compared with: everything that is searched at its default."""
-    return fixed_of(study)
 
 
 def config_of(trial: FrozenTrial, study: optuna.Study) -> Config:
@@ -470,7 +467,7 @@ def at_border(trial: FrozenTrial) -> list[str]:
     return found
 
 
-def write_report(study: optuna.Study, options: SearchOptions, confirmed: list[str]) -> Path:
+def write_report(study: optuna.Study, options: SearchOptions) -> Path:
     """Writes report.md and its figures in the study's folder; returns the path of the report."""
     import matplotlib
 
@@ -518,19 +515,22 @@ def write_report(study: optuna.Study, options: SearchOptions, confirmed: list[st
     for name, plot in figures.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna's plots say so where trials are few
-            axes = plot(study)
-        figure = (axes.flat[0] if isinstance(axes, np.ndarray) else axes).figure
-        columns = axes.size if isinstance(axes, np.ndarray) else 1
-        for axis in figure.axes:
+            axes = np.atleast_1d(plot(study))
+        figure = axes[0].figure
+        figure.set_size_inches(max(8, 3.2 * len(axes)), 4.5)
+        for axis in axes:
+            if name != "importances":
+                axis.set_yscale("log")  # else one hopeless trial flattens all others
             if axis.get_xscale() == "log":
-                axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())  # over a narrow range labels overlap
-        figure.set_size_inches(max(8, 3.2 * columns), 4.5)
+                axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())  # over a narrow range they overlap
         with replacing(folder / f"{name}.png") as path:
             figure.savefig(path, dpi=120, format="png", bbox_inches="tight")
         plt.close(figure)
         lines += [f"![{name}]({name}.png)", ""]
+    if (folder / "confirmed.md").exists():
+        lines.append((folder / "confirmed.md").read_text())
     with replacing(folder / "report.md") as path:
-        path.write_text("\n".join([*lines, *confirmed]) + "\n")
+        path.write_text("\n".join(lines) + "\n")
     return folder / "report.md"
 
 
@@ -555,8 +555,9 @@ def main(argv: list[str] | None = None) -> None:
             warn(dataset)
             options = replace(options, config=replace(resolve(options.config, dataset), histograms=0))
             study = search(options, given)
-        confirmed = confirm(study, options) if options.confirm else []
-        report = write_report(study, options, confirmed)
+        if options.confirm:
+            confirm(study, options)
+        report = write_report(study, options)
         print(report.read_text())
         print(f"written to {report}")
 

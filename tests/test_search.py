@@ -156,9 +156,9 @@ def test_a_trial_is_a_small_run_of_tensorboard(options, tmp_path):
 def test_a_hopeless_trial_is_pruned(options):
     options = replace(options, trials=100, config=replace(options.config, epochs=200, evaluations=20))
     study = optuna.create_study(pruner=search.make_pruner())
-    good = [replace(options, prune=False), PARAMETERS | {"lr": 1e-2, "norm": "batch", "use_l1": False, "use_l2": False}]
     for _ in range(4):
-        assert one_trial(*good, study=study).state == TrialState.COMPLETE
+        good = PARAMETERS | {"lr": 1e-2, "norm": "batch", "use_l1": False, "use_l2": False}
+        assert one_trial(options, good, study=study).state == TrialState.COMPLETE
     hopeless = one_trial(options, PARAMETERS | {"lr": 1e-4, "norm": "none"}, study=study)
     assert hopeless.state == TrialState.PRUNED
     assert max(hopeless.intermediate_values) < 200
@@ -210,7 +210,7 @@ def running(cwd, storage, seconds=60):
 
 
 def test_a_worker_killed_with_9_loses_nothing(storage, tmp_path):
-    settings = ("--epochs", 1500, "--evaluations", 60, "--workers", 4, "--trials", 10, "--no-prune", "--dropout", 0.1)
+    settings = ("--epochs", 1000, "--evaluations", 60, "--workers", 4, "--trials", 6, "--no-prune", "--dropout", 0.1)
     process = run_search(*settings, *(("--storage", storage) if storage else ()), cwd=tmp_path)
     victim = running(tmp_path, storage)[0]
     while not (tmp_path / f"runs/search/search/trial-{victim.number:04d}/last.pt").exists():
@@ -219,7 +219,7 @@ def test_a_worker_killed_with_9_loses_nothing(storage, tmp_path):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     study = load(tmp_path, storage)
-    assert_sound(study, 10)
+    assert_sound(study, 6)
     assert study.trials[victim.number].state == TrialState.FAIL
     (again,) = [trial for trial in study.trials if trial.system_attrs.get("retry_history") == [victim.number]]
     assert again.params == victim.params and again.state == TrialState.COMPLETE
@@ -229,7 +229,7 @@ def test_a_worker_killed_with_9_loses_nothing(storage, tmp_path):
 
 
 def test_ctrl_c_ends_all_and_the_same_command_goes_on(tmp_path):
-    settings = ("--epochs", 1500, "--evaluations", 60, "--trials", 4)
+    settings = ("--epochs", 1000, "--evaluations", 60, "--trials", 3)
     process = run_search(*settings, cwd=tmp_path, start_new_session=True)
     running(tmp_path, "")
     os.killpg(process.pid, signal.SIGINT)
@@ -239,11 +239,11 @@ def test_ctrl_c_ends_all_and_the_same_command_goes_on(tmp_path):
     process = run_search(*settings, cwd=tmp_path)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert_sound(load(tmp_path, ""), 4)
+    assert_sound(load(tmp_path, ""), 3)
 
 
 def test_a_study_that_was_killed_as_a_whole_goes_on(tmp_path):
-    settings = ("--epochs", 1500, "--evaluations", 60, "--trials", 4)
+    settings = ("--epochs", 1000, "--evaluations", 60, "--trials", 3)
     process = run_search(*settings, cwd=tmp_path, start_new_session=True)
     running(tmp_path, "")
     os.killpg(process.pid, signal.SIGKILL)
@@ -251,7 +251,7 @@ def test_a_study_that_was_killed_as_a_whole_goes_on(tmp_path):
     process = run_search(*settings, cwd=tmp_path)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert_sound(load(tmp_path, ""), 4)
+    assert_sound(load(tmp_path, ""), 3)
 
 
 def test_a_trial_that_lost_two_workers_stays_failed():
@@ -338,6 +338,17 @@ def test_wrong_arguments(arguments, words, capfd):
 def test_a_report_of_nothing(tmp_path, capfd):
     code, line = refused(capfd, "--report", "nothing", "--runs-dir", tmp_path)
     assert code == 1 and "nothing" in line
+
+
+def test_a_lock_that_a_killed_worker_holds_is_broken(options, tmp_path, monkeypatch):
+    """In a relative folder, where Optuna's symbolic link would point nowhere, and everybody wait for ever."""
+    monkeypatch.chdir(tmp_path)
+    options = replace(options, runs_dir="runs")
+    search.open_study(options, set())
+    Path("runs/search/search.log.lock").touch()
+    start = time.time()
+    search.open_study(replace(options, study="search"), set()).set_user_attr("after", True)
+    assert 4 < time.time() - start < 60
 
 
 # --- report and confirmation
