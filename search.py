@@ -249,7 +249,7 @@ def run_trial(trial: optuna.Trial, options: SearchOptions, given: set[str], fold
 
         def report(row: dict, best: dict, turn=turn) -> None:
             so_far = [*costs, best["val_loss"]]
-            trial.report(sum(so_far) / len(so_far), turn * config.epochs + row["epoch"])
+            trial.report(sum(so_far) / len(so_far), turn * (config.epochs + 1) + row["epoch"])
             if options.prune and trial.should_prune():
                 raise optuna.TrialPruned
 

@@ -145,6 +145,7 @@ def test_the_cost_is_the_mean_over_the_search_folds(options, tmp_path):
     results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("trial-0000-fold-*/result.json"))]
     assert [result["fold"] for result in results] == [0, 1, 2]
     assert trial.value == pytest.approx(np.mean([result["best"]["val_loss"] for result in results]))
+    assert len(trial.intermediate_values) == 3 * 6, "two folds reported at one step"
 
 
 def test_a_trial_is_a_small_run_of_tensorboard(options, tmp_path):
