@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 import data
 from shell import errors_in_one_line, one_line, parse, replacing
-from train import Config, RunError, command, flag, resolve, train, warn
+from train import Config, RunError, check_ranges, command, flag, resolve, train, warn
 
 SEARCH_FOLDS = (0, 1, 2)  # the only ones that choose anything
 HEARTBEAT, GRACE = 10, 40  # seconds between a worker's signs of life in a database, and without one until it is dead
@@ -61,10 +61,7 @@ class SearchOptions:
 
     def __post_init__(self):
         folds = data.FOLDS - len(SEARCH_FOLDS)
-        ranges = {"trials": (1, 10**6), "workers": (1, 1000), "folds_per_trial": (1, 3), "confirm": (0, folds)}
-        for name, (low, high) in ranges.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{flag(name)} {getattr(self, name)}: allowed is {low} to {high}")
+        check_ranges(self, {"trials": (1, 1e6), "workers": (1, 1000), "folds_per_trial": (1, 3), "confirm": (0, folds)})
         for name in ("study", "report"):
             if Path(getattr(self, name)).name != getattr(self, name):
                 raise ValueError(f"{flag(name)} {getattr(self, name)}: allowed is a name without slashes")
@@ -82,20 +79,20 @@ def suggest(trial: optuna.Trial, fixed: Config, given: set[str], augment: bool) 
     """
     found = {}
 
-    def search(name: str, low: float, high: float, log: bool = False, switch: str = "") -> None:
+    def strength(name: str, low: float, high: float, log: bool = False, switch: str = "") -> None:
         if name not in given and (not switch or trial.suggest_categorical(f"use_{switch}", [False, True])):
             found[name] = trial.suggest_float(name, low, high, log=log)
 
-    search("lr", 1e-4, 1e-2, log=True)
+    strength("lr", 1e-4, 1e-2, log=True)
     if "norm" not in given:
         found["norm"] = trial.suggest_categorical("norm", ["none", "batch", "layer"])
-    search("l1", 1e-7, 1e-3, log=True, switch="l1")
-    search("l2", 1e-6, 1e-1, log=True, switch="l2")
-    search("dropout", 0.05, 0.7, switch="dropout")
+    strength("l1", 1e-7, 1e-3, log=True, switch="l1")
+    strength("l2", 1e-6, 1e-1, log=True, switch="l2")
+    strength("dropout", 0.05, 0.7, switch="dropout")
     if augment:
-        search("noise", 0.02, 0.6, switch="noise")
+        strength("noise", 0.02, 0.6, switch="noise")
         for name, high in (("rotate", 30), ("zoom", 0.3), ("shift", 4), ("shear", 0.3), ("elastic", 60)):
-            search(name, 0, high, switch="geometry")
+            strength(name, 0, high, switch="geometry")
     return replace(fixed, **found)
 
 
@@ -398,14 +395,28 @@ def confirm(study: optuna.Study, options: SearchOptions) -> None:
     folds = [fold for fold in range(data.FOLDS) if fold not in SEARCH_FOLDS][: options.confirm]
     best = config_of(study.best_trial, study)
     methods = {"baseline": fixed_of(study), f"trial {original(study.best_trial)}": best}
-    jobs = [(replace(config, fold=fold), method, fold) for method, config in methods.items() for fold in folds]
-    context = process_context()
-    with ProcessPoolExecutor(options.workers, context, initializer=become_worker) as pool:
-        names = [f"confirm-{method.replace(' ', '-')}-fold-{fold}" for _, method, fold in jobs]
-        futures = [
-            pool.submit(run_once, job[0], study_folder(options), name) for job, name in zip(jobs, names, strict=True)
-        ]
-        results = [future.result() for future in tqdm(futures, unit="run", disable=None)]
+    with ProcessPoolExecutor(options.workers, process_context(), initializer=become_worker) as pool:
+        futures = {
+            method: [
+                pool.submit(
+                    run_once,
+                    replace(config, fold=fold),
+                    study_folder(options),
+                    f"confirm-{method.replace(' ', '-')}-fold-{fold}",
+                )
+                for fold in folds
+            ]
+            for method, config in methods.items()
+        }
+        for future in tqdm([future for runs in futures.values() for future in runs], unit="run", disable=None):
+            future.result()
+    measured = {
+        method: {
+            measure: [run.result()["best"][measure] for run in runs]
+            for measure in ("val_loss", "val_error", "test_error")
+        }
+        for method, runs in futures.items()
+    }
     lines = [
         f"## Confirmed on folds {folds[0]} to {folds[-1]}, which the search never saw",
         "",
@@ -414,16 +425,8 @@ def confirm(study: optuna.Study, options: SearchOptions) -> None:
         "| | validation cost | validation error | test error |",
         "|---|---|---|---|",
     ]
-    measured = {
-        method: {
-            measure: [result["best"][measure] for result, job in zip(results, jobs, strict=True) if job[1] == method]
-            for measure in ("val_loss", "val_error", "test_error")
-        }
-        for method in methods
-    }
     for method, values in measured.items():
-        cells = [mean_and_interval(values[measure]) for measure in ("val_loss", "val_error", "test_error")]
-        cost, *errors = cells
+        cost, *errors = map(mean_and_interval, values.values())
         lines.append(
             f"| {method} | {cost[0]:.4f} ± {cost[1]:.4f} | "
             + " | ".join(f"{mean:.2%} ± {half:.2%}" for mean, half in errors)

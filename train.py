@@ -65,10 +65,7 @@ class Config:
     histograms: int = 20  # how many of these with histograms; 0 for none
 
     def __post_init__(self):
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            if not low <= value <= high:  # false for NaN as well
-                raise ValueError(f"{flag(name)} {value}: allowed is {low:g} to {high:g}; give a value in that range")
+        check_ranges(self, RANGES)
         if self.data_dir and self.data != "auto":
             raise ValueError(f"--data {self.data} and --data-dir {self.data_dir} exclude each other; give one of them")
 
@@ -92,6 +89,14 @@ RANGES = {
     "histograms": (0, 1e3),
 }
 AUGMENTATIONS = ("noise", "rotate", "zoom", "shift", "shear", "elastic")
+
+
+def check_ranges(settings: object, ranges: dict[str, tuple[float, float]]) -> None:
+    """ValueError with one line if an attribute of `settings` is not between its two bounds."""
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if not low <= value <= high:  # false for NaN as well
+            raise ValueError(f"{flag(name)} {value}: allowed is {low:g} to {high:g}; give a value in that range")
 
 
 @dataclass(frozen=True)
@@ -410,7 +415,7 @@ def train(
     init, order, augmentation = random_streams(config.seed, run.device)
     batches = data.Batches(*run.tensors["train"], config.batch_size, order)
     model = build_model(config, run.dataset, init).to(run.device)
-    optimizer, scheduler = build_optimizer(model, config, config.epochs * len(batches))
+    optimizer, scheduler = build_optimizer(model, config, config.epochs * run.steps_per_epoch)
     state = {"model": model, "optimizer": optimizer} | ({"scheduler": scheduler} if scheduler else {})
     streams = {"order": order, "augmentation": augmentation}
     epoch, run_state = load_checkpoint(run, state, streams) if (run.folder / "last.pt").exists() else (0, None)

@@ -31,6 +31,7 @@ from train import (
     build_model,
     build_optimizer,
     check_finite,
+    check_ranges,
     conclude,
     finished_result,
     foreign_checkpoint,
@@ -58,9 +59,7 @@ class LightningOptions(Options):
     patience: int = 0  # evaluations without a lower validation cost after which training stops; 0 for never
 
     def __post_init__(self):
-        for name, low in (("devices", 1), ("patience", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"--{name} {getattr(self, name)}: allowed is {low} or more; give a larger number")
+        check_ranges(self, {"devices": (1, math.inf), "patience": (0, math.inf)})
 
 
 # --- the experiment --------------------------------------------------------------------------------------------------
