@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -30,10 +30,10 @@ import tyro
 from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
-from scipy import stats
 from tqdm import tqdm
 
 import data
+from report import mean_and_interval
 from shell import errors_in_one_line, one_line, parse, replacing
 from train import Config, RunError, check_ranges, command, flag, resolve, train, warn
 
@@ -65,6 +65,8 @@ class SearchOptions:
         for name in ("study", "report"):
             if Path(getattr(self, name)).name != getattr(self, name):
                 raise ValueError(f"{flag(name)} {getattr(self, name)}: allowed is a name without slashes")
+        if self.config.fold:
+            raise ValueError(f"--fold {self.config.fold}: a search runs on the folds {SEARCH_FOLDS}; drop --fold")
         if self.confirm == 1:
             raise ValueError("--confirm 1: one fold has no interval; give 2 or more")
 
@@ -99,16 +101,15 @@ def suggest(trial: optuna.Trial, fixed: Config, given: set[str], augment: bool) 
 # --- storage ---------------------------------------------------------------------------------------------------------
 
 
-def open_storage(options: SearchOptions) -> optuna.storages.BaseStorage:
-    """The database at --storage, or else the journal file of the study."""
-    if not options.storage:
-        journal = study_folder(options).with_suffix(".log")
+def open_storage(url: str, journal: Path) -> optuna.storages.BaseStorage:
+    """The database at `url`, or else, where that is empty, the file `journal`."""
+    if not url:
         journal.parent.mkdir(parents=True, exist_ok=True)
         # Optuna's usual lock, a symbolic link, hangs for ever on a relative path if its owner is killed
         return JournalStorage(JournalFileBackend(str(journal), JournalFileOpenLock(str(journal), grace_period=5)))
-    postgres = sqlalchemy.make_url(options.storage).get_backend_name() == "postgresql"
+    postgres = sqlalchemy.make_url(url).get_backend_name() == "postgresql"
     return RDBStorage(
-        options.storage,
+        url,
         engine_kwargs={"pool_pre_ping": True} | ({"connect_args": {"connect_timeout": 10}} if postgres else {}),
         heartbeat_interval=HEARTBEAT,
         grace_period=GRACE,
@@ -138,7 +139,8 @@ def open_study(options: SearchOptions, given: set[str]) -> optuna.Study:
     """The study of these options, begun or gone on with; one of the same name with other settings is a RunError."""
     settings = asdict(options.config) | {"given": sorted(given)}
     settings |= {name: getattr(options, name) for name in ("augment", "folds_per_trial", "prune")}
-    study = optuna.create_study(storage=open_storage(options), study_name=options.study, load_if_exists=True)
+    storage = open_storage(options.storage, journal(options))
+    study = optuna.create_study(storage=storage, study_name=options.study, load_if_exists=True, pruner=make_pruner())
     if "settings" not in study.user_attrs:
         study.set_user_attr("settings", settings)
     begun = study.user_attrs["settings"]
@@ -152,17 +154,17 @@ def open_study(options: SearchOptions, given: set[str]) -> optuna.Study:
 
 def load_study(options: SearchOptions) -> optuna.Study:
     """The study that exists already; RunError if there is none."""
-    name, folder = options.report or options.study, study_folder(options)
+    name = options.report or options.study
     try:
-        if not options.storage and not folder.with_suffix(".log").exists():
+        if not options.storage and not journal(options).exists():
             raise KeyError
-        return optuna.load_study(study_name=name, storage=open_storage(options))
+        return optuna.load_study(study_name=name, storage=open_storage(options.storage, journal(options)))
     except KeyError:
-        place = "in --storage" if options.storage else f"at {folder}.log"
+        place = "in --storage" if options.storage else f"at {journal(options)}"
         raise RunError(f"--report {name}: there is no such study {place}") from None
 
 
-# --- trials and their workers ----------------------------------------------------------------------------------------
+# --- trials ----------------------------------------------------------------------------------------------------------
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -287,27 +289,44 @@ def make_pruner() -> optuna.pruners.BasePruner:
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=40, reduction_factor=2)
 
 
-def work(options: SearchOptions, given: set[str], errors, index: int) -> None:
+def missing(study: optuna.Study, trials: int) -> int:
+    """How many of the `trials` that are wanted are not finished."""
+    return trials - len(finished(study))
+
+
+# --- workers, for every study ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the workers of one study have to know; all of it travels to their processes."""
+
+    trials: int  # wanted in all
+    storage: str  # as in SearchOptions
+    open_study: Callable[[], optuna.Study]
+    run_trial: Callable[[optuna.Trial], float]
+    missing: Callable[[optuna.Study], int]  # how many of the wanted trials are not finished
+    enqueue: Callable[[optuna.Study], None] | None = None  # keeps trials queued; no others are begun then
+    seed: int = 0  # of the sampler, for trials that nobody queued
+
+
+def work(job: Job, errors, index: int) -> None:
     """One worker: takes trials until enough are finished, and waits for those that others still run."""
     become_worker()
     try:
-        with storage_errors(options.storage):
-            study = open_study(options, given)
-            seed = np.random.SeedSequence([options.config.seed, index, len(study.trials)]).generate_state(1)[0]
+        with storage_errors(job.storage):
+            study = job.open_study()
+            seed = np.random.SeedSequence([job.seed, index, len(study.trials)]).generate_state(1)[0]
             study.sampler = optuna.samplers.TPESampler(
                 multivariate=True, group=True, constant_liar=True, seed=int(seed)
             )
-            study.pruner = make_pruner()
-            while (
-                multiprocessing.parent_process().is_alive() and (missing := options.trials - len(finished(study))) > 0
-            ):
+            while multiprocessing.parent_process().is_alive() and (left := job.missing(study)) > 0:
                 states = [trial.state for trial in study.get_trials(deepcopy=False)]
-                if TrialState.WAITING not in states and states.count(TrialState.RUNNING) >= missing:
+                if TrialState.WAITING not in states and (job.enqueue or states.count(TrialState.RUNNING) >= left):
                     time.sleep(0.5)  # the last ones are under way; should a worker die, another takes over
                 else:
-                    objective = partial(run_trial, options=options, given=given, folder=study_folder(options))
                     try:
-                        study.optimize(objective, n_trials=1, catch=(Failed, Surplus))
+                        study.optimize(job.run_trial, n_trials=1, catch=(Failed, Surplus))
                     except ValueError as error:
                         if not str(error).startswith("Cannot tell"):
                             raise
@@ -342,29 +361,31 @@ def be_quiet() -> None:
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 
 
-def search(options: SearchOptions, given: set[str]) -> optuna.Study:
-    """Runs the workers until `options.trials` trials are finished; restarts those that die."""
-    study = open_study(options, given)
+def supervise(job: Job, count: int) -> optuna.Study:
+    """Runs `count` workers until no trial is missing; restarts those that die."""
+    study = job.open_study()
     context = process_context()
     errors = context.SimpleQueue()
     workers, started = [], 0
     try:
-        with tqdm(total=options.trials, unit="trial", disable=None) as bar:
-            while (done := len(finished(study))) < options.trials:
-                bar.update(done - bar.n)
+        with tqdm(total=job.trials, unit="trial", disable=None) as bar:
+            while (left := job.missing(study)) > 0:
+                bar.update(job.trials - left - bar.n)
                 for worker in [worker for worker in workers if not worker.is_alive()]:
                     workers.remove(worker)
                     if not errors.empty():
                         raise RunError(errors.get())
                 recover(study)
-                if started >= 10 * options.workers + options.trials:
+                if job.enqueue:
+                    job.enqueue(study)
+                if started >= 10 * count + job.trials:
                     raise RunError(f"{started} workers have died; run train.py alone to see why")
-                while len(workers) < options.workers:
-                    workers.append(context.Process(target=work, args=(options, given, errors, started)))
+                while len(workers) < count:
+                    workers.append(context.Process(target=work, args=(job, errors, started)))
                     workers[-1].start()
                     started += 1
                 time.sleep(0.5)
-            bar.update(done - bar.n)
+            bar.update(job.trials - bar.n)
         for worker in workers:
             worker.join()
     except KeyboardInterrupt:
@@ -381,13 +402,20 @@ def search(options: SearchOptions, given: set[str]) -> optuna.Study:
     return study
 
 
+def search(options: SearchOptions, given: set[str]) -> optuna.Study:
+    """Runs workers until `options.trials` trials are finished."""
+    job = Job(
+        trials=options.trials,
+        storage=options.storage,
+        open_study=partial(open_study, options, given),
+        run_trial=partial(run_trial, options=options, given=given, folder=study_folder(options)),
+        missing=partial(missing, trials=options.trials),
+        seed=options.config.seed,
+    )
+    return supervise(job, options.workers)
+
+
 # --- confirmation ----------------------------------------------------------------------------------------------------
-
-
-def mean_and_interval(values) -> tuple[float, float]:
-    """Mean of the n `values` and half the width of its 95 % confidence interval, by Student's t with n - 1 degrees."""
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return float(np.mean(values)), float(half)
 
 
 def confirm(study: optuna.Study, options: SearchOptions) -> None:
@@ -542,6 +570,10 @@ def write_report(study: optuna.Study, options: SearchOptions) -> Path:
 
 def study_folder(options: SearchOptions) -> Path:
     return Path(options.runs_dir) / "search" / (options.report or options.study)
+
+
+def journal(options: SearchOptions) -> Path:
+    return study_folder(options).with_suffix(".log")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,16 +13,14 @@ import numpy as np
 import optuna
 import pytest
 import sqlalchemy
+from conftest import drop
 from optuna.trial import FixedTrial, TrialState
-from scipy import stats
 from test_train import ROOT, events
 
 import data
 import search
 import train
-from search import SearchOptions, finished, mean_and_interval, run_trial, suggest
-
-ENVIRONMENT = "TEST_POSTGRESQL"  # URL of a PostgreSQL server on which databases may be made
+from search import SearchOptions, finished, run_trial, suggest
 
 
 @pytest.fixture(autouse=True)
@@ -33,27 +31,6 @@ def quiet():
 @pytest.fixture
 def options(digits, tmp_path) -> SearchOptions:
     return SearchOptions(replace(digits, histograms=0), runs_dir=str(tmp_path), trials=4)
-
-
-@pytest.fixture
-def database():
-    """URL of an empty PostgreSQL database."""
-    if ENVIRONMENT not in os.environ:
-        pytest.skip(f"{ENVIRONMENT} names no PostgreSQL server")
-    server = sqlalchemy.create_engine(os.environ[ENVIRONMENT], isolation_level="AUTOCOMMIT")
-    name = f"test_{time.time_ns()}"
-    with server.connect() as connection:
-        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
-    yield sqlalchemy.make_url(os.environ[ENVIRONMENT]).set(database=name).render_as_string(hide_password=False)
-    drop(name)
-    server.dispose()
-
-
-def drop(name):
-    server = sqlalchemy.create_engine(os.environ[ENVIRONMENT], isolation_level="AUTOCOMMIT")
-    with server.connect() as connection:
-        connection.execute(sqlalchemy.text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
-    server.dispose()
 
 
 @pytest.fixture(params=["journal", "postgresql"])
@@ -277,9 +254,9 @@ def test_an_interrupted_trial_is_tried_again_as_often_as_it_takes():
     assert finished(study) == []
 
 
-def refused(capfd, *arguments):
+def refused(capfd, *arguments, script=search):
     with pytest.raises(SystemExit) as stop:
-        search.main([str(argument) for argument in arguments])
+        script.main([str(argument) for argument in arguments])
     out, err = capfd.readouterr()
     code = stop.value.code
     if isinstance(code, str):
@@ -328,6 +305,7 @@ def test_a_storage_lost_in_the_middle_is_one_line(database, tmp_path):
         ("--folds-per-trial 4", "1 to 3"),
         ("--confirm 18", "0 to 17"),
         ("--study a/b", "without slashes"),
+        ("--fold 4", "(0, 1, 2)"),
         ("--dropout 2", "--dropout 2"),
     ],
 )
@@ -376,14 +354,6 @@ def test_report_and_confirmation(tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
     search.main(["--report", "search", "--confirm", "3", *place])
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")} == before, "it trained again"
-
-
-def test_the_interval_is_student_s():
-    values = [0.071, 0.069, 0.074, 0.080, 0.066]
-    mean, half = mean_and_interval(values)
-    low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=np.std(values, ddof=1) / 5**0.5)
-    assert (mean - half, mean + half) == pytest.approx((low, high))
-    assert half == pytest.approx(2.776445 * 0.0053385 / 5**0.5, rel=1e-4)  # a table of t, and the deviation by hand
 
 
 def test_a_best_value_at_the_border_is_warned_of():
