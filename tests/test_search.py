@@ -206,30 +206,23 @@ def test_a_worker_killed_with_9_loses_nothing(storage, tmp_path):
         assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"secret" in p.read_bytes()]
 
 
-def test_ctrl_c_ends_all_and_the_same_command_goes_on(tmp_path):
-    settings = ("--epochs", 1000, "--evaluations", 60, "--trials", 3)
+def test_stopped_and_killed_as_a_whole_the_same_command_goes_on(tmp_path):
+    settings = ("--epochs", 1000, "--evaluations", 60, "--trials", 4)
     process = run_search(*settings, cwd=tmp_path, start_new_session=True)
     running(tmp_path, "")
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err and "goes on with the study" in err, err
     assert not load(tmp_path, "").get_trials(states=(TrialState.RUNNING,))
-    process = run_search(*settings, cwd=tmp_path)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert_sound(load(tmp_path, ""), 3)
-
-
-def test_a_study_that_was_killed_as_a_whole_goes_on(tmp_path):
-    settings = ("--epochs", 1000, "--evaluations", 60, "--trials", 3)
     process = run_search(*settings, cwd=tmp_path, start_new_session=True)
     running(tmp_path, "")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    assert load(tmp_path, "").get_trials(states=(TrialState.RUNNING,))
     process = run_search(*settings, cwd=tmp_path)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert_sound(load(tmp_path, ""), 3)
+    assert_sound(load(tmp_path, ""), 4)
 
 
 def test_a_trial_that_lost_two_workers_stays_failed():
