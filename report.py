@@ -14,6 +14,7 @@ from scipy import stats
 from shell import replacing
 
 BASELINE = "baseline"
+LAYERS = ("linear1", "linear2", "linear3", "linear4")
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
@@ -167,7 +168,7 @@ def draw_errors(table: Sequence[dict], rows: Sequence[dict], colour: dict):
         spread = place + 0.22 * np.linspace(-1, 1, len(errors))  # by fold, so that dots do not hide each other
         mean, half = 100 * row["test_error"][0], 100 * row["test_error"][1]
         shade = colour.get(row["method"], "grey")
-        axis.plot(errors, spread, "o", markersize=4, alpha=0.45, markeredgewidth=0, color=shade)
+        axis.plot(errors, spread, "o", markersize=4, alpha=0.6, markeredgewidth=0, color=shade)
         axis.errorbar(mean, place, xerr=half, fmt="D", markersize=4.5, color="black", markerfacecolor=shade, capsize=4)
         text = f"{mean:.2f} ± {half:.2f}"
         axis.text(1.01, place, text, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
@@ -188,10 +189,10 @@ def draw_costs(table: Sequence[dict], curves: Sequence[dict], colour: dict):
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
 
-    columns = min(4, len(table))
+    columns = min(5, len(table))
     lines = math.ceil(len(table) / columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(2.6 * columns + 0.6, 2.1 * lines + 0.6),
+        lines, columns, figsize=(2.3 * columns + 0.6, 2 * lines + 0.6),
         sharex=True, sharey=True, squeeze=False, layout="constrained",
     )  # fmt: skip
     groups = by_method(curves)
@@ -216,8 +217,9 @@ def draw_costs(table: Sequence[dict], curves: Sequence[dict], colour: dict):
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_ylim(bottom=max(1e-4, axis.get_ylim()[0]))
-    for axis in axes.flat[len(table) :]:
-        axis.axis("off")
+    for place in range(len(table), lines * columns):
+        axes.flat[place].axis("off")
+        axes.flat[place - columns].tick_params(labelbottom=True)
     keys = [
         Line2D([], [], color="black", linestyle="-", label="validation: mean and range over the folds"),
         Line2D([], [], color="black", linestyle="--", label="training"),
@@ -255,11 +257,19 @@ def draw_histograms(histograms: Sequence[dict], colour: dict):
         shares, edges = np.histogram((left + right) / 2, bins=40, range=(0, top), weights=shares)
         axis.stairs(shares, edges, **more)
 
+    def reach(method: str, layer: str) -> float:
+        """Within which all but a thousandth of the weights lie."""
+        left, right, shares = buckets(method, f"weights/{layer}")
+        distance = np.maximum(abs(left), abs(right))
+        nearest = np.argsort(distance)
+        return distance[nearest][np.searchsorted(np.cumsum(shares[nearest]), 0.999)]
+
     top = max(row["right"] for row in histograms if row["tag"].startswith("entropy/"))
+    limit = max(reach(method, layer) for method in methods for layer in LAYERS)
 
     for column, method in enumerate(methods):
         shade = colour.get(method, "grey")
-        for layer, style in zip(("linear1", "linear2", "linear3", "linear4"), ("-", "--", "-.", ":"), strict=True):
+        for layer, style in zip(LAYERS, ("-", "--", "-.", ":"), strict=True):
             draw_weights(axes[0, column], method, layer, color=shade, linestyle=style)
         draw_entropy(axes[1, column], method, "entropy/untrained", color="grey", hatch="////", label="before training")
         draw_entropy(axes[1, column], method, "entropy/test", color=shade, fill=True, alpha=0.6, label="after training")
@@ -271,6 +281,7 @@ def draw_histograms(histograms: Sequence[dict], colour: dict):
     axes[1, 0].set_ylabel("share of the images")
     axes[0, -1].legend(fontsize=7)
     axes[1, -1].legend(fontsize=7)
+    axes[0, 0].set_xlim(-limit, limit)
     for axis in axes[0]:
         axis.set_xlabel("weight", fontsize=9)
     for axis in axes[1]:
