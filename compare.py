@@ -241,8 +241,8 @@ def utc(time: datetime) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M}"
 
 
-def plan(method: str, settings: dict, fold: int, options: CompareOptions, **more) -> PlannedRun:
-    return PlannedRun(method, replace(options.config, fold=fold, **settings), **more)
+def plan(method: str, settings: dict, fold: int, config: Config, **more) -> PlannedRun:
+    return PlannedRun(method, replace(config, fold=fold, **settings), **more)
 
 
 # --- tuning ----------------------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ def tune(options: CompareOptions) -> list[dict]:
     All candidates run on the first search fold, the better half of each method's on the second one, and the better
     half of these on the third. The test set is not even read.
     """
-    base = replace(options, config=replace(options.config, evaluations=1, histograms=0))
+    base = replace(options.config, evaluations=1, histograms=0)
     rows = [
         {"method": method, "trial": number, "settings": settings, "errors": []}
         for method in options.chosen_methods()
@@ -287,7 +287,7 @@ def tune(options: CompareOptions) -> list[dict]:
     left = rows
     for fold in SEARCH_FOLDS:
         runs = [plan(row["method"], row["settings"], fold, base, splits=("train", "val")) for row in left]
-        found = run_all(runs, base)
+        found = run_all(runs, options)
         for row, run in zip(left, runs, strict=True):
             row["errors"].append(found[run.name]["result"]["last"]["val_error"])
         left = [
@@ -380,8 +380,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"every trial: {folder / 'tuned.csv'}")
             return
         methods, folds = options.chosen_methods(), options.chosen_folds()
-        found = run_all([plan(m, METHODS[m], fold, options) for fold in folds for m in methods], options)
-        write_results([plan(m, METHODS[m], fold, options) for m in methods for fold in folds], found, folder)
+        found = run_all([plan(m, METHODS[m], fold, options.config) for fold in folds for m in methods], options)
+        write_results([plan(m, METHODS[m], fold, options.config) for m in methods for fold in folds], found, folder)
         print("\n".join(report.write_report(folder, list(METHODS))))
         print(f"\nwritten to {folder}: {', '.join(sorted(path.name for path in folder.glob('*.*')))}")
 

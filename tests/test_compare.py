@@ -123,7 +123,7 @@ def test_another_strength_is_another_run(inline, tmp_path, monkeypatch):
 
 def test_two_machines_that_queue_the_same_run_train_it_once(inline, tmp_path):
     options = CompareOptions(replace(CompareOptions().config, data="digits", epochs=2), runs_dir=str(tmp_path))
-    runs = [compare.plan("dropout", METHODS["dropout"], 3, options)]
+    runs = [compare.plan("dropout", METHODS["dropout"], 3, options.config)]
     study = compare.open_study(options)
     compare.enqueue(study, runs, 2)
     waiting = study.trials[0]
