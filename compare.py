@@ -6,7 +6,6 @@ Folds 0, 1 and 2 tune every method, folds 3 to 19 compare them. The runs are tri
 number of workers and machines share them, and none is run twice.
 """
 
-import csv
 import hashlib
 import json
 import math
@@ -26,7 +25,7 @@ from scipy import stats
 import data
 import report
 import search
-from search import SEARCH_FOLDS, Job, Surplus, finished, not_repeated, original
+from search import SEARCH_FOLDS, Job, finished, not_repeated, original
 from shell import errors_in_one_line, parse
 from train import Config, RunError, check_ranges, command, resolve, warn
 
@@ -120,7 +119,7 @@ class CompareOptions:
         names = {name.strip() for name in self.methods.split(",")} if self.methods else set(METHODS)
         if names - set(METHODS):
             raise ValueError(f"--methods {', '.join(sorted(names - set(METHODS)))}: allowed are {', '.join(METHODS)}")
-        return [method for method in METHODS if method in names | {"baseline"}]
+        return [method for method in METHODS if method in names | {report.BASELINE}]
 
 
 # --- runs through the study ------------------------------------------------------------------------------------------
@@ -168,7 +167,7 @@ def enqueue(study: optuna.Study, runs: list[PlannedRun], workers: int) -> None:
     known = {trial.user_attrs.get("name") for trial in trials}
     waiting = sum(trial.state == TrialState.WAITING for trial in trials)
     for run in [run for run in runs if run.name not in known][: max(0, workers - waiting)]:
-        attributes = {"name": run.name, "method": run.method, "config": asdict(run.config), "splits": run.splits}
+        attributes = {"name": run.name, "config": asdict(run.config), "splits": run.splits}
         study.enqueue_trial({}, user_attrs=attributes)
 
 
@@ -184,20 +183,14 @@ def run_trial(trial: optuna.Trial, folder: Path) -> float:
         and original(other) != original(this)
     ]
     if not name or twins:  # the queue was empty, or two machines have queued the same run
-        trial.set_user_attr("surplus", True)
-        raise Surplus
-    trial.set_user_attr("worker", search.me())
+        search.leave(trial)
     config, splits = Config(**trial.user_attrs["config"]), tuple(trial.user_attrs["splits"])
-    try:
+    with search.at_work(trial):
         result = search.run_once(config, folder, name, splits=splits)
-    except KeyboardInterrupt:
-        trial.set_user_attr("interrupted", True)
-        raise
     trial.set_user_attr("result", result)
-    with (folder / name / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = report.read_csv(folder / name / "metrics.csv")
     columns = ("epoch", "train_loss", "val_loss")
-    trial.set_user_attr("curves", {column: [float(row[column]) for row in rows] for column in columns})
+    trial.set_user_attr("curves", {column: [row[column] for row in rows] for column in columns})
     trial.set_user_attr("histograms", last_histograms(folder / name) if config.histograms else {})
     return result["last"]["val_error"]
 
@@ -290,20 +283,17 @@ def tune(options: CompareOptions) -> list[dict]:
         found = run_all(runs, options)
         for row, run in zip(left, runs, strict=True):
             row["errors"].append(found[run.name]["result"]["last"]["val_error"])
-        left = [
-            row
-            for method in options.chosen_methods()
-            for row in better_half([row for row in left if row["method"] == method])
-        ]
-    chosen = {}
-    for row in rows:
-        if len(row["errors"]) == len(SEARCH_FOLDS):
-            chosen[row["method"]] = min(row, chosen.get(row["method"], row), key=lambda row: np.mean(row["errors"]))
+        tried, left = left, [row for group in report.by_method(left).values() for row in better_half(group)]
+    chosen = {method: best_first(group)[0] for method, group in report.by_method(tried).items()}
     return [row | {"chosen": chosen[row["method"]] is row} for row in rows]
 
 
+def best_first(rows: list[dict]) -> list[dict]:
+    return sorted(rows, key=lambda row: np.mean(row["errors"]))
+
+
 def better_half(rows: list[dict]) -> list[dict]:
-    return sorted(rows, key=lambda row: np.mean(row["errors"]))[: math.ceil(len(rows) / 2)]
+    return best_first(rows)[: math.ceil(len(rows) / 2)]
 
 
 def write_tuned(rows: list[dict], folder: Path) -> None:
@@ -380,8 +370,9 @@ def main(argv: list[str] | None = None) -> None:
             print(f"every trial: {folder / 'tuned.csv'}")
             return
         methods, folds = options.chosen_methods(), options.chosen_folds()
-        found = run_all([plan(m, METHODS[m], fold, options.config) for fold in folds for m in methods], options)
-        write_results([plan(m, METHODS[m], fold, options.config) for m in methods for fold in folds], found, folder)
+        runs = [plan(m, METHODS[m], fold, options.config) for fold in folds for m in methods]
+        found = run_all(runs, options)
+        write_results(sorted(runs, key=lambda run: methods.index(run.method)), found, folder)
         print("\n".join(report.write_report(folder, list(METHODS))))
         print(f"\nwritten to {folder}: {', '.join(sorted(path.name for path in folder.glob('*.*')))}")
 

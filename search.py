@@ -230,6 +230,23 @@ class Surplus(Exception):
     """Other workers have begun as many trials as are wanted."""
 
 
+def leave(trial: optuna.Trial) -> None:
+    """Ends a trial that nobody wants; it does not count."""
+    trial.set_user_attr("surplus", True)
+    raise Surplus
+
+
+@contextmanager
+def at_work(trial: optuna.Trial) -> Iterator[None]:
+    """Inside, the trial is this process's; Ctrl-C marks it as one that `recover` queues again."""
+    trial.set_user_attr("worker", me())
+    try:
+        yield
+    except KeyboardInterrupt:
+        trial.set_user_attr("interrupted", True)
+        raise
+
+
 class Failed(Exception):
     """The trial failed for the reason that is given, which is no fault of the program."""
 
@@ -239,9 +256,7 @@ def run_trial(trial: optuna.Trial, options: SearchOptions, given: set[str], fold
     *earlier, this = trial.study.get_trials(deepcopy=False)[: trial.number + 1]
     begun = {original(t) for t in earlier if t.state != TrialState.WAITING and "surplus" not in t.user_attrs}
     if original(this) not in begun and len(begun) >= options.trials:
-        trial.set_user_attr("surplus", True)
-        raise Surplus
-    trial.set_user_attr("worker", me())
+        leave(trial)
     config = suggest(trial, options.config, given, options.augment)
     costs = []
     for turn, fold in enumerate(SEARCH_FOLDS[: options.folds_per_trial]):
@@ -254,10 +269,10 @@ def run_trial(trial: optuna.Trial, options: SearchOptions, given: set[str], fold
 
         name = f"trial-{original(this):04d}" + (f"-fold-{fold}" if options.folds_per_trial > 1 else "")
         try:
-            result = run_once(replace(config, fold=fold), folder, name, splits=("train", "val"), on_evaluation=report)
-        except KeyboardInterrupt:
-            trial.set_user_attr("interrupted", True)
-            raise
+            with at_work(trial):
+                result = run_once(
+                    replace(config, fold=fold), folder, name, splits=("train", "val"), on_evaluation=report
+                )
         except optuna.TrialPruned:
             (folder / name / "last.pt").unlink(missing_ok=True)
             raise

@@ -2,15 +2,12 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
 import pytest
 from optuna.trial import TrialState
-from test_search import refused
-from test_train import ROOT
+from test_search import refused, run_search
 
 import compare
 import data
@@ -157,14 +154,9 @@ def test_test_labels_change_nothing_but_test_errors(inline, tmp_path, monkeypatc
 # --- workers
 
 
-def start(cwd, *arguments):
-    command = [sys.executable, ROOT / "compare.py", "--data", "digits", "--device", "cpu", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def test_a_killed_worker_leaves_the_same_table(inline, tmp_path):
     settings = ("--epochs", 400, "--evaluations", 40, "--folds", "3-4", "--methods", "dropout")
-    process = start(tmp_path, *settings)
+    process = run_search(*settings, cwd=tmp_path, script="compare.py")
     options = CompareOptions(runs_dir=str(tmp_path / "runs"))
     victim = None
     while victim is None and process.poll() is None:

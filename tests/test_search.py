@@ -151,9 +151,9 @@ def test_a_diverged_run_is_a_failed_trial_with_its_reason(options):
 # --- studies
 
 
-def run_search(*arguments, cwd, **more):
+def run_search(*arguments, cwd, script="search.py", **more):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP")}
-    command = [sys.executable, ROOT / "search.py", "--data", "digits", "--device", "cpu", *map(str, arguments)]
+    command = [sys.executable, ROOT / script, "--data", "digits", "--device", "cpu", *map(str, arguments)]
     return subprocess.Popen(
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
     )
