@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 SIMARD_SIGMA = 4.0  # pixels: the Gaussian that smooths elastic displacements (Simard et al. 2003)
+ENERGY = 1e-6  # of the smoothed displacements, that may be left out
 
 
 def augment(
@@ -32,7 +33,7 @@ def augment(
     et al. 2003, in pixels); and last Gaussian noise of standard deviation `noise` on every pixel, not clipped.
     """
     if rotate or zoom or shift or shear or elastic:
-        count, height, width = images.shape
+        count = len(images)
 
         def uniform(bound: float, *shape: int) -> torch.Tensor:
             return torch.empty(shape, device=images.device).uniform_(-bound, bound, generator=generator)
@@ -41,7 +42,7 @@ def augment(
         factor = 1 + uniform(zoom, count)
         displacement = uniform(shift, count, 2)
         slope = uniform(shear, count)
-        fields = [smooth(uniform(elastic, height, count, width)) for _ in "xy"] if elastic else None
+        fields = elastic_fields(images, elastic, generator) if elastic else None
         images = warp(images, angle, factor, displacement, slope, fields)
     if noise:
         images = torch.empty_like(images).normal_(0, noise, generator=generator).add_(images)
@@ -54,12 +55,12 @@ def warp(
     factor: torch.Tensor,
     displacement: torch.Tensor,
     slope: torch.Tensor,
-    fields: list[torch.Tensor] | None = None,
+    fields: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Images (N, H, W), each sheared, zoomed and rotated about its centre and displaced by its own amount.
 
     angle (N,) in radians, factor (N,), displacement (N, 2) in pixels as x, y, slope (N,), fields None or the
-    displacement of every pixel along x and along y, (H, N, W) each, in pixels. Bilinear, zeros outside, as
+    displacement of every pixel along x and along y, (N, 2, H, W), in pixels. Bilinear, zeros outside, as
     `torchvision.transforms.v2.functional.affine` with BILINEAR.
     """
     count, height, width = images.shape
@@ -73,26 +74,37 @@ def warp(
         # grid_sample's coordinates run from -1 to 1 over the image: pixels divided by half its size
         a, b, c = (affine[:, axis] * 2 / size).T.unsqueeze(2)
         torch.add((a * x).unsqueeze(1), (b * y + c).unsqueeze(2), out=grid[:, axis])
-        if fields:
-            grid[:, axis].add_(fields[axis].transpose(0, 1), alpha=2 / size)
+        if fields is not None:
+            grid[:, axis].add_(fields[:, axis], alpha=2 / size)
     return F.grid_sample(images.unsqueeze(1), grid.permute(0, 2, 3, 1), align_corners=False).squeeze(1)
 
 
-def smooth(displacements: torch.Tensor) -> torch.Tensor:
-    """Independent random `displacements` (H, N, W), smoothed in place over H and W by a Gaussian that sums to one.
+def elastic_fields(images: torch.Tensor, alpha: float, generator: torch.Generator) -> torch.Tensor:
+    """Random smooth displacements (N, 2, H, W) in pixels, along x and y, of every pixel of `images` (N, H, W).
 
-    Simard, Steinkraus and Platt 2003, "Best practices for convolutional neural networks", section 2, where the
-    displacements are uniform in ±alpha. H comes first so that each of the two smoothings is a single matrix product.
+    Simard, Steinkraus and Platt 2003, "Best practices for convolutional neural networks", section 2, smooth independent
+    uniform numbers in ±alpha, one a pixel, with a Gaussian: G u G'. Few of the singular values of G matter, so the same
+    covariance takes r x r normal numbers of the same variance, alpha**2 / 3, where Simard draws H x W uniform ones.
     """
-    height, _, width = displacements.shape
-    rows = gaussian_matrix(height, displacements.device) @ displacements.flatten(1)
-    torch.mm(rows.view(-1, width), gaussian_matrix(width, displacements.device), out=displacements.view(-1, width))
-    return displacements
+    count, height, width = images.shape
+    down, across = (gaussian_basis(size, images.device) for size in (height, width))
+    drawn = torch.empty(down.shape[1], count * 2, across.shape[1], device=images.device)
+    drawn.normal_(0, alpha / math.sqrt(3), generator=generator)
+    rows = down @ (drawn.flatten(0, 1) @ across.T).view(len(drawn), -1)  # two matrix products for the whole batch
+    return rows.view(height, count, 2, width).permute(1, 2, 0, 3)
 
 
 @functools.lru_cache(maxsize=8)
-def gaussian_matrix(size: int, device: torch.device) -> torch.Tensor:
-    """Symmetric (size, size) matrix that smooths a signal with a Gaussian of SIMARD_SIGMA, zeros assumed outside."""
-    position = torch.arange(size, device=device, dtype=torch.float32)
+def gaussian_basis(size: int, device: torch.device) -> torch.Tensor:
+    """(size, r): left singular vectors times singular values of the matrix that smooths `size` pixels.
+
+    The matrix is a Gaussian of SIMARD_SIGMA, zeros assumed outside; r is the smallest rank that keeps all but ENERGY of
+    the sum of squares. Signs are fixed, for LAPACK leaves them open.
+    """
+    position = torch.arange(size, dtype=torch.float64)
     kernel = torch.exp(-0.5 * ((position[:, None] - position) / SIMARD_SIGMA) ** 2)
-    return kernel / (SIMARD_SIGMA * math.sqrt(2 * math.pi))
+    vectors, values, _ = torch.linalg.svd(kernel / (SIMARD_SIGMA * math.sqrt(2 * math.pi)))
+    energy = values.square().cumsum(0) / values.square().sum()
+    rank = int((energy < 1 - ENERGY).sum()) + 1
+    basis = vectors[:, :rank] * values[:rank]
+    return (basis * basis[0].sign()).float().to(device)

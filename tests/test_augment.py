@@ -1,12 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from augment import SIMARD_SIGMA, augment, smooth, warp
+from augment import SIMARD_SIGMA, augment, elastic_fields, gaussian_basis, warp
 
 ALL = {"noise": 0.1, "rotate": 20, "zoom": 0.2, "shift": 2, "shear": 0.2, "elastic": 34}
 
@@ -111,21 +112,44 @@ def test_shear_moves_along_x_in_proportion_to_y():
     assert (moved[:, 1] - 8).abs().max() < 0.1
 
 
-def test_elastic_displacements_are_smoothed_as_scipy_does():
-    displacements = torch.rand(28, 3, 20, generator=generator()) * 2 - 1
-    expected = [
-        gaussian_filter(displacements[:, image].double().numpy(), SIMARD_SIGMA, mode="constant", truncate=20)
-        for image in range(3)
-    ]
-    smoothed = smooth(displacements.clone())
-    for image in range(3):
-        assert torch.allclose(smoothed[:, image].double(), torch.from_numpy(expected[image]), atol=1e-4)
+def simard(alpha, height, width, count):
+    """Displacements (count, H, W) by the definition: uniform in ±alpha for every pixel, smoothed, zeros outside."""
+    uniform = np.random.default_rng(0).uniform(-alpha, alpha, (count, height, width))
+    return gaussian_filter(uniform, (0, SIMARD_SIGMA, SIMARD_SIGMA), mode="constant", truncate=20)
 
 
-def test_elastic_moves_pixels_by_its_amplitude():
-    """Uniform in ±alpha, smoothed: a deviation of alpha / sqrt(3) / (2 sigma sqrt(pi)) in the middle of an image."""
-    field = smooth(torch.empty(41, 500, 41).uniform_(-34, 34, generator=generator()))
-    expected = 34 / math.sqrt(3) / (2 * SIMARD_SIGMA * math.sqrt(math.pi))
-    assert field[20, :, 20].std().item() == pytest.approx(expected, rel=0.1)
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (8, 8), (20, 31)])
+def test_elastic_displacements_have_the_covariance_of_simard_s(height, width):
+    """Variance at every pixel, and correlation of the middle one with all others in its row and its column."""
+    count = 8_000
+    fields = elastic_fields(torch.empty(count, height, width), 34, generator()).double().numpy()
+    assert fields.shape == (count, 2, height, width)
+    expected = simard(34, height, width, count)
+    middle = height // 2, width // 2
+
+    def correlation(field):
+        return np.corrcoef(field[:, middle[0], middle[1]], np.c_[field[:, middle[0], :], field[:, :, middle[1]]].T)[0]
+
+    for field in (fields[:, 0], fields[:, 1]):
+        assert field.mean() == pytest.approx(0, abs=0.02)
+        assert field.var(axis=0) == pytest.approx(expected.var(axis=0), rel=0.1)
+        assert correlation(field) == pytest.approx(correlation(expected), abs=0.06)
+    assert abs(np.corrcoef(fields[:, 0].ravel(), fields[:, 1].ravel())[0, 1]) < 0.02, "x and y move together"
+    assert abs(np.corrcoef(fields[1:, 0].ravel(), fields[:-1, 0].ravel())[0, 1]) < 0.02, "images move together"
+
+
+@pytest.mark.parametrize(("size", "rank"), [(1, 1), (8, 4), (28, 9), (64, 19)])
+def test_no_more_numbers_are_drawn_than_elastic_fields_have_degrees_of_freedom(size, rank):
+    """The rank is the smallest that keeps all but a millionth of the energy, by NumPy's singular values."""
+    position = np.arange(size)
+    kernel = np.exp(-0.5 * ((position[:, None] - position) / SIMARD_SIGMA) ** 2)
+    energy = np.cumsum(np.linalg.svd(kernel)[1] ** 2)
+    basis = gaussian_basis(size, torch.device("cpu"))
+    assert basis.shape == (size, rank)
+    assert energy[rank - 1] >= (1 - 1e-6) * energy[-1] and (rank == 1 or energy[rank - 2] < (1 - 1e-6) * energy[-1])
+
+
+def test_elastic_moves_an_image_by_its_amplitude():
+    """In the middle of an image the deviation is alpha / sqrt(3) / (2 sigma sqrt(pi))."""
     moved = centre_of_mass(augment(blob(0, 0, 500), generator(), elastic=34))
-    assert moved.std().item() == pytest.approx(expected, rel=0.25)
+    assert moved.std().item() == pytest.approx(34 / math.sqrt(3) / (2 * SIMARD_SIGMA * math.sqrt(math.pi)), rel=0.25)
