@@ -16,8 +16,8 @@ from torch import nn
 
 
 def penalized_weights(model: nn.Module) -> list[torch.Tensor]:
-    """The weight matrices of the linear layers; biases and the affine parameters of norms are left alone."""
-    return [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    """The weight matrices and kernels of `model`; biases and the affine parameters of norms are left alone."""
+    return [parameter for parameter in model.parameters() if parameter.dim() > 1]
 
 
 def l1_penalty(model: nn.Module) -> torch.Tensor:

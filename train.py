@@ -27,7 +27,7 @@ import data
 import observe
 from augment import augment
 from model import MLP, entropy
-from regularizers import gaussian_deviation, l1_penalty, l2_penalty, laplace_scale
+from regularizers import gaussian_deviation, l1_penalty, l2_penalty, laplace_scale, penalized_weights
 from shell import errors_in_one_line, interrupts, one_line, parse, replacing, write_json, wrong_arguments
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -47,11 +47,13 @@ class Config:
     batch_size: int = 300  # images in an update
     lr: float = 1e-3  # learning rate of Adam; with one-cycle its peak
     schedule: Literal["constant", "one-cycle"] = "constant"  # of the learning rate
+    init: Literal["default", "glorot", "he"] = "default"  # of the weights, uniform; default is PyTorch's
     # regularisation
     dropout: float = 0.0  # probability that a hidden activation is dropped
     norm: Literal["none", "batch", "layer"] = "none"  # normalisation between a hidden linear layer and its ReLU
     l1: float = 0.0  # strength of the penalty sum |w|
     l2: float = 0.0  # strength of the penalty sum w**2
+    weight_decay: float = 0.0  # decoupled, as in AdamW: every update also takes lr * weight_decay * w off w
     # augmentation, drawn for every image of every batch
     noise: float = 0.0  # standard deviation of Gaussian noise on the pixels, which are in [0, 1]
     rotate: float = 0.0  # degrees, either way
@@ -61,6 +63,7 @@ class Config:
     elastic: float = 0.0  # amplitude in pixels of an elastic distortion; Simard et al. (2003) use 34
     # machine and observation
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: the GPU if there is one
+    matmul: Literal["highest", "high", "medium"] = "highest"  # precision of float32 matrix products
     evaluations: int = 30  # measurements of all splits after the untrained one, denser early
     histograms: int = 20  # how many of these with histograms; 0 for none
 
@@ -79,6 +82,7 @@ RANGES = {
     "dropout": (0, 0.99),
     "l1": (0, 1e3),
     "l2": (0, 1e3),
+    "weight_decay": (0, 1e3),
     "noise": (0, 100),
     "rotate": (0, 180),
     "zoom": (0, 0.9),
@@ -130,12 +134,18 @@ def random_streams(seed: int, device: torch.device) -> tuple[int, torch.Generato
 def build_model(config: Config, dataset: data.Dataset, init: int) -> MLP:
     """The MLP of `config`, initialised from the stream that `init` seeds; dropout goes on drawing from that one."""
     torch.manual_seed(init)
-    return MLP(dataset.in_features, dataset.classes, norm=config.norm, dropout=config.dropout)
+    return MLP(dataset.in_features, dataset.classes, norm=config.norm, dropout=config.dropout, init=config.init)
 
 
 def build_optimizer(model: MLP, config: Config, steps: int):
-    """Adam for `steps` updates, and the scheduler to be stepped after each: None for a constant learning rate."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    """AdamW for `steps` updates, and the scheduler to be stepped after each: None for a constant learning rate.
+
+    Without weight decay AdamW is Adam. What decays is what L1 and L2 penalise, and nothing else.
+    """
+    decaying = penalized_weights(model)
+    others = [parameter for parameter in model.parameters() if all(parameter is not one for one in decaying)]
+    groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
     if config.schedule == "constant":
         return optimizer, None
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from model import MLP, entropy, store_grad
+from model import INITS, MLP, Dropout, entropy, store_grad
 
 
 def test_the_class_s_network():
@@ -35,13 +35,25 @@ def test_every_hidden_layer_has_a_norm_of_its_own():
         assert len(set(map(id, norms))) == 3
 
 
-def test_dropout_scales_in_training_and_is_the_identity_in_evaluation():
-    model = MLP(64, 10, dropout=0.2)
-    x = torch.ones(10_000)
-    dropped = model.dropout(x)
-    assert set(dropped.unique().tolist()) == {0.0, 1.25}
-    assert dropped.mean().item() == pytest.approx(1, abs=0.02)
-    assert torch.equal(model.eval().dropout(x), x)
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.9])
+def test_dropout_from_scratch_is_torch_s(p):
+    """What is kept and how often, its scale, its gradient, and evaluation mode."""
+    ours, theirs = Dropout(p), nn.Dropout(p)
+    for layer in (ours, theirs):
+        x = torch.ones(100_000, requires_grad=True)
+        dropped = layer(x)
+        dropped.sum().backward()
+        assert dropped.unique().tolist() == pytest.approx([0.0, 1 / (1 - p)])
+        assert (dropped > 0).double().mean().item() == pytest.approx(1 - p, abs=0.01)
+        assert torch.equal(x.grad, dropped.detach()), "the gradient goes where the activation went"
+        assert layer.eval()(x) is x or torch.equal(layer(x), x)
+
+
+def test_dropout_of_0_is_the_identity_and_draws_nothing():
+    x, state = torch.randn(10), torch.get_rng_state()
+    assert Dropout(0.0)(x) is x
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(nn.Dropout(0.0)(x), x)
 
 
 def test_dropout_acts_on_the_activations_of_training_only():
@@ -49,6 +61,23 @@ def test_dropout_acts_on_the_activations_of_training_only():
     assert not torch.equal(model(images), model(images))
     model.eval()
     assert torch.equal(model(images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("init", "bound"),
+    [
+        ("default", lambda inputs, outputs: inputs**-0.5),
+        ("glorot", lambda inputs, outputs: (6 / (inputs + outputs)) ** 0.5),
+        ("he", lambda inputs, outputs: (6 / inputs) ** 0.5),
+    ],
+)
+def test_initial_weights_are_uniform_within_their_bound(init, bound):
+    assert init in INITS
+    for linear in MLP(784, 10, init=init).linears:
+        limit = bound(linear.in_features, linear.out_features)
+        assert 0.95 * limit < linear.weight.abs().max().item() <= limit * 1.000001
+        assert linear.weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.06)
+        assert linear.bias.abs().max().item() <= linear.in_features**-0.5
 
 
 def test_batch_norm_looks_at_the_batch_in_training_only():
