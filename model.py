@@ -1,4 +1,4 @@
-"""The network: three linear layers of 100 outputs and a linear classifier; what is looked at in it."""
+"""The network: three linear layers of 100 outputs and a linear classifier; store_grad and entropy, to look into it."""
 
 from functools import partial
 from itertools import pairwise
@@ -39,16 +39,13 @@ class MLP(nn.Module):
         for linear in self.linears:
             INITS[init](linear.weight)
 
-    def forward(self, images: torch.Tensor, inputs: list[torch.Tensor] | None = None) -> torch.Tensor:
-        """Images (N, ...) to logits (N, classes).
-
-        Given a list `inputs`, appends to it the input of every linear layer, each with its gradient stored.
-        """
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (N, ...) to logits (N, classes)."""
         *hidden, classifier = self.linears
         x = images.flatten(1)
         for linear, norm in zip(hidden, self.norms, strict=True):
-            x = self.dropout(F.relu(norm(linear(observed(x, inputs)))))
-        return classifier(observed(x, inputs))
+            x = self.dropout(F.relu(norm(linear(x))))
+        return classifier(x)
 
 
 class Dropout(nn.Module):
@@ -66,13 +63,6 @@ class Dropout(nn.Module):
             return x
         keep = torch.rand_like(x).ge_(self.p)  # 1 with probability 1 - p, else 0
         return x * keep.div_(1 - self.p)
-
-
-def observed(x: torch.Tensor, inputs: list[torch.Tensor] | None) -> torch.Tensor:
-    """`x`, with its gradient stored and itself in `inputs` if anybody looks."""
-    if inputs is not None:
-        inputs.append(store_grad(x))
-    return x
 
 
 def store_grad(x: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,12 @@
 """What goes to TensorBoard, and when.
 
-One run is one folder with one set of tags (README, "What the tags mean"). Whatever is written at step k belongs to the
+One run is one folder with one set of tags (README, "What the tags mean"). What is written at step k belongs to the
 weights after k updates. Looking draws no random number and changes no weight.
 """
 
-import math
-import os
+import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -17,21 +16,8 @@ from torch.utils.tensorboard.summary import hparams
 
 BINS = 64  # of a histogram; TensorBoard draws 30
 EVENT_FILES = "events.out.tfevents.*"
-
-# The tags: {split} is train, val or test; {layer} is linear1 (next to the pixels) to linear4 (the classifier).
-LOSS = "loss/{split}"
-ACCURACY = "accuracy/{split}"
-PENALTY = "penalty/{penalty}"
-LEARNING_RATE = "lr"
-MEAN_ENTROPY = "entropy_mean/{split}"
-MEAN_ENTROPY_UNTRAINED = "entropy_mean/untrained"
-MAX_ENTROPY = "entropy_mean/uniform"
-ENTROPY = "entropy/{split}"
-ENTROPY_UNTRAINED = "entropy/untrained"
-WEIGHTS = "weights/{layer}"
-INPUT_GRADIENT = "input_gradient/{layer}"
-METRIC = "{moment}/{measure}"  # best/val_loss, last/test_error ...: the columns of the hparams tab
-IMAGES = "images/augmented"
+LAYERS = {nn.Linear: "linear", nn.Conv2d: "conv"}  # what is looked at, numbered from the pixels on
+CHARTS = ("loss", "error", "entropy_mean", "gradient_rms", "weight_rms")  # in the order in which one reads them
 
 
 def evaluation_epochs(epochs: int, evaluations: int) -> list[int]:
@@ -53,59 +39,80 @@ def histogram_epochs(evaluation_epochs: list[int], histograms: int) -> list[int]
     return [evaluation_epochs[round(i * last / count)] for i in range(count + 1)] if histograms else []
 
 
+def layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers with a weight matrix or kernels, as linear1, linear2 ..., conv1 ..., from the pixels on."""
+    found: dict[str, nn.Module] = {}
+    for module in model.modules():
+        if kind := LAYERS.get(type(module)):
+            found[f"{kind}{sum(name.startswith(kind) for name in found) + 1}"] = module
+    return found
+
+
+def rms(values: torch.Tensor) -> float:
+    """Root of the mean square."""
+    return values.square().mean().sqrt().item()
+
+
 class Recorder:
-    """Writes one run's event file in `folder`."""
+    """Writes one run's event file in `folder`; what is there from `step` on, a run that was cut off has to do again."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        # TensorBoard reads the files of a resumed run in the order of their names, which hold the second: be in a later
-        newest = max((int(path.name.split(".")[3]) for path in folder.glob(EVENT_FILES)), default=0)
-        time.sleep(max(0.0, newest + 1 - time.time()))
-        self.writer = SummaryWriter(folder)
+    def __init__(self, folder: Path, step: int = 0):
+        step_aside(folder)
+        self.writer = SummaryWriter(folder, purge_step=step)
 
-    def describe(self, settings: Mapping[str, float | str], measures: Iterable[str]) -> None:
-        """Once a run: the settings and metrics of the hparams tab, the settings as text, which curves share a chart."""
-        metrics = [METRIC.format(moment=moment, measure=measure) for moment in ("best", "last") for measure in measures]
+    def settings(self, settings: Mapping) -> None:
+        """Once a run: the settings for the hparams tab and as text, and which curves share a chart."""
+        plain = {
+            name: value if isinstance(value, float | int | str) else str(value) for name, value in settings.items()
+        }
         # add_hparams would open a second run below this one, and add_scalars a run a curve
-        experiment, start, _ = hparams(dict(settings), dict.fromkeys(metrics, 0.0))
-        self.writer.file_writer.add_summary(experiment)
+        _, start, _ = hparams(plain, {})
         self.writer.file_writer.add_summary(start)
-        table = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
+        table = "\n".join(f"| {name} | {value} |" for name, value in plain.items())
         self.writer.add_text("config", f"| setting | value |\n|---|---|\n{table}", 0)
-        together = {tag: ["Multiline", [f"^{tag}/"]] for tag in ("loss", "accuracy", "entropy_mean")}
-        self.writer.add_custom_scalars({"train, val and test together": together})
+        self.writer.add_custom_scalars({"together": {tag: ["Multiline", [f"^{tag}/"]] for tag in CHARTS}})
 
-    def scalars(self, row: Mapping[str, float], untrained: float, classes: int) -> None:
-        """One evaluation: a row of metrics.csv, the mean entropy before training and the number of classes."""
-        step = row["step"]
-        for column, value in row.items():
-            split, _, measure = column.partition("_")
-            if measure == "loss":
-                self.writer.add_scalar(LOSS.format(split=split), value, step)
-            elif measure == "error":
-                self.writer.add_scalar(ACCURACY.format(split=split), 1 - value, step)
-            elif measure == "entropy":
-                self.writer.add_scalar(MEAN_ENTROPY.format(split=split), value, step)
-        self.writer.add_scalar(MEAN_ENTROPY_UNTRAINED, untrained, step)
-        self.writer.add_scalar(MAX_ENTROPY, math.log(classes), step)
-        for penalty in ("l1", "l2"):
-            self.writer.add_scalar(PENALTY.format(penalty=penalty), row[penalty], step)
-        self.writer.add_scalar(LEARNING_RATE, row["lr"], step)
+    def scalars(self, row: Mapping[str, float]) -> None:
+        """One measurement: the keys are the tags."""
+        for tag, value in row.items():
+            if tag not in ("epoch", "step", "seconds"):
+                self.writer.add_scalar(tag, value, row["step"])
 
-    def histograms(
-        self, step: int, linears: Iterable[nn.Linear], entropies: Mapping[str, torch.Tensor], untrained: torch.Tensor
-    ) -> None:
-        """The weights of every linear layer, and the entropy of every output before (`untrained`) and now, by split."""
-        for number, linear in enumerate(linears, start=1):
-            self.histogram(WEIGHTS.format(layer=f"linear{number}"), linear.weight, step)
+    def histograms(self, step: int, model: nn.Module, entropies: Mapping[str, torch.Tensor]) -> None:
+        """The weights of every layer, and the entropy (N,) of every output, by split."""
+        for name, layer in layers(model).items():
+            self.histogram(f"weights/{name}", layer.weight, step)
         for split, values in entropies.items():
-            self.histogram(ENTROPY.format(split=split), values, step)
-        self.histogram(ENTROPY_UNTRAINED, untrained, step)
+            self.histogram(f"entropy/{split}", values, step)
 
-    def input_gradients(self, step: int, inputs: Iterable[torch.Tensor]) -> None:
-        """The gradient stored at the input of every linear layer, from the training step that follows step `step`."""
-        for number, layer_input in enumerate(inputs, start=1):
-            self.histogram(INPUT_GRADIENT.format(layer=f"linear{number}"), layer_input.grad, step)
+    @contextlib.contextmanager
+    def input_gradients(
+        self, model: nn.Module, store_grad: Callable, step: int, looked_at: bool, histograms: bool
+    ) -> Iterator[None]:
+        """Around the forward and backward pass that follow step `step`: the gradient at the input of every layer.
+
+        It is what `store_grad`, hooked to every layer from outside, keeps; nothing happens unless `looked_at`.
+        """
+        inputs: dict[str, torch.Tensor] = {}
+
+        def hook_of(name: str):
+            def hook(_, arguments: tuple[torch.Tensor]) -> torch.Tensor:
+                inputs[name] = store_grad(arguments[0].view_as(arguments[0]))  # a view: the images stay as they are
+                return inputs[name]
+
+            return hook
+
+        watched = layers(model) if looked_at else {}
+        hooks = [layer.register_forward_pre_hook(hook_of(name)) for name, layer in watched.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for name, layer_input in inputs.items():
+            self.writer.add_scalar(f"gradient_rms/{name}", rms(layer_input.grad), step)
+            if histograms:
+                self.histogram(f"input_gradient/{name}", layer_input.grad, step)
 
     def histogram(self, tag: str, values: torch.Tensor, step: int) -> None:
         self.writer.add_histogram(tag, values.detach().cpu().numpy(), step, bins=BINS)
@@ -116,27 +123,18 @@ class Recorder:
 
         rows, columns, height, width = images.shape
         grid = make_grid(images.clamp(0, 1).view(rows * columns, 1, height, width), nrow=columns, pad_value=0.5)
-        self.writer.add_image(IMAGES, grid, 0)
-
-    def summary(self, step: int, result: Mapping[str, Mapping[str, float]]) -> None:
-        """The values of the metrics in the hparams tab: those of result.json's "best" and "last"."""
-        for moment in ("best", "last"):
-            for measure, value in result[moment].items():
-                self.writer.add_scalar(METRIC.format(moment=moment, measure=measure), value, step)
+        self.writer.add_image("images/augmented", grid, 0)
 
     def close(self) -> None:
         self.writer.close()
 
-    def flush(self) -> dict[str, int]:
-        """Everything so far is on disk; returns the size of every event file, for `rewind`."""
-        self.writer.flush()
-        return {path.name: path.stat().st_size for path in self.folder.glob(EVENT_FILES)}
 
+def step_aside(folder: Path) -> None:
+    """Dates back event files that are not older than a second, so that the next one comes after them.
 
-def rewind(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Cuts the event files in `folder` back to what `flush` returned, so that a resumed run writes no point twice."""
-    for path in folder.glob(EVENT_FILES):
-        if path.name in sizes:
-            os.truncate(path, min(sizes[path.name], path.stat().st_size))
-        else:
-            path.unlink()
+    TensorBoard reads the files of a run in the order of their names, which begin with the second.
+    """
+    now = int(time.time())
+    for age, path in enumerate(sorted(folder.glob(EVENT_FILES), reverse=True), start=1):
+        head, stamp, rest = path.name.split("tfevents.")[0], *path.name.split("tfevents.")[1].split(".", 1)
+        path.rename(path.with_name(f"{head}tfevents.{min(int(stamp), now - age):010d}.{rest}"))
