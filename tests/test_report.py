@@ -1,38 +1,20 @@
+import itertools
+import math
 import re
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
-from test_train import ROOT
 
-import compare
-import report
+from support import report
 
-
-def test_the_interval_is_student_s():
-    values = [0.071, 0.069, 0.074, 0.080, 0.066]
-    mean, half = report.mean_and_interval(values)
-    low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=np.std(values, ddof=1) / 5**0.5)
-    assert (mean - half, mean + half) == pytest.approx((low, high))
-    assert half == pytest.approx(2.776445 * 0.0053385 / 5**0.5, rel=1e-4)  # a table of t, and the deviation by hand
+# --- synthetic comparisons
 
 
-def test_holm_by_hand():
-    assert report.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert report.holm([0.6, 0.5]) == [1.0, 1.0]
-    assert report.holm([]) == []
-
-
-def test_ties_are_half_an_improvement():
-    assert report.probability_of_improvement([-0.1, -0.2, 0.0, 0.3]) == 0.625
-
-
-def row(method, fold, test_error, val_error=0.5, **more):
-    common = {"settings": f"--{method}", "data": "mnist", "status": "finished", "seconds": 10.0}
-    times = {"begun": "2026-01-01 10:00", "ended": "2026-01-01 11:00"}
-    return common | times | {"method": method, "fold": fold, "test_error": test_error, "val_error": val_error} | more
+def row(method, fold, error, val_error=0.5, **more):
+    common = {"method": method, "settings": f"--{method}", "fold": fold, "seed": fold, "data": "mnist"}
+    common |= {"status": "finished", "error/val": val_error, "error/test": error, "seconds": 10.0}
+    return common | {"begun": "2026-01-01 10:00", "ended": "2026-01-01 11:00"} | more
 
 
 BASELINE = [0.080, 0.090, 0.070, 0.085, 0.075, 0.081]
@@ -47,88 +29,67 @@ def rows():
     return found + [row("better", fold, error, 0.06) for fold, error in enumerate(BETTER, start=3)][::-1]
 
 
-def test_a_summary_is_scipy_s():
-    table = report.summarize(rows())
-    assert [line["method"] for line in table] == ["worse", "better", "baseline"], "not ordered by validation"
-    worse, better, baseline = table
-    assert [line["n"] for line in table] == [6, 6, 6] and "p" not in baseline
-    differences = np.subtract(BETTER, BASELINE)
-    interval = stats.ttest_rel(BETTER, BASELINE).confidence_interval(0.95)
-    mean, half = better["difference"]
-    assert mean == pytest.approx(differences.mean())
-    assert (mean - half, mean + half) == pytest.approx((interval.low, interval.high))
-    assert better["improvement"] == 1 and worse["improvement"] == pytest.approx(1 / 6)
-    assert better["p"] == pytest.approx(2 * 2 / 2**6)  # all six signs alike: 2 of 2**6, times two methods
-    assert worse["p"] == pytest.approx(max(better["p"], stats.wilcoxon(WORSE, BASELINE).pvalue))
+METHODS = {  # and about how large their errors may be
+    "the class's recipe": 0.081, "baseline": 0.069, "He initialisation": 0.067, "L1": 0.065, "L2": 0.063,
+    "weight decay": 0.066, "dropout": 0.060, "batch norm": 0.057, "layer norm": 0.058, "noise": 0.037,
+    "geometric": 0.023, "elastic": 0.0175, "dropout + L2": 0.0525, "batch norm + L2": 0.0485,
+    "layer norm + L2": 0.052, "batch norm + dropout": 0.056, "He + L2": 0.061, "batch norm + geometric": 0.0206,
+    "everything": 0.0114,
+}  # fmt: skip
+PARTS = {
+    "dropout + L2": ["dropout", "L2"],
+    "batch norm + L2": ["batch norm", "L2"],
+    "layer norm + L2": ["layer norm", "L2"],
+    "batch norm + dropout": ["batch norm", "dropout"],
+    "He + L2": ["He initialisation", "L2"],
+    "batch norm + geometric": ["batch norm", "geometric"],
+    "everything": ["batch norm", "L2", "noise", "geometric", "elastic", "batch norm + L2", "batch norm + geometric"],
+}
+WITHOUT = {"noise": 0.0124, "geometric": 0.014, "elastic": 0.0135, "L2": 0.0116, "batch norm": 0.0135}
 
 
-def test_the_pairs_are_those_of_a_fold():
-    shuffled = sorted(rows(), key=lambda one: one["test_error"])
-    for one, other in zip(report.summarize(shuffled), report.summarize(rows()), strict=True):
-        assert one.get("difference") == pytest.approx(other.get("difference"))
+def write_comparison(folder, folds=17, images=1003):
+    """All files of a comparison of nineteen methods, seeded."""
+    rng = np.random.default_rng(0)
+    methods = METHODS | {f"everything - {part}": error for part, error in WITHOUT.items()}
+    hard = rng.gamma(0.3, 1 / 0.3, images)  # images differ in how often they are missed
+    results, missed, curves, histograms, tuned = [], {}, [], [], []
+    for method, error in methods.items():
+        chance = np.minimum(0.95, error * hard * rng.normal(1, 0.05, (folds, 1)))
+        missed[method] = rng.random((folds, images)) < chance
+        for fold, wrong in enumerate(missed[method].mean(1), start=3):
+            more = {"settings": "--lr 0.003 --l2 0.0001"}
+            results.append(row(method, fold, wrong, wrong * 1.05 + 0.001, **more))
+    results[0]["status"] = "diverged"
+    for method, error in METHODS.items():
+        for split, end in (("train", 0.02 * error), ("val", 10 * error)):
+            for epoch in (0, 2, 5, 12, 30, 80, 200, 500, 1000):
+                cost = end + (2.3 - end) * math.exp(-math.log1p(epoch))
+                part = {"mean": cost, "low": 0.8 * cost, "high": 1.2 * cost}
+                curves.append({"method": method, "split": split, "epoch": epoch} | part)
+        for trial in range(18):
+            errors = error * np.exp(rng.gamma(1.5, 0.15, 3)) if trial < 16 else (error, error, error)
+            columns = {"method": method, "trial": trial, "lr": 0.001, "origin": "design" if trial < 16 else "L2"}
+            columns |= {f"val_error_fold_{fold}": one if trial < 4 or not fold else "" for fold, one in enumerate(errors)}
+            tuned.append(columns | {"chosen": int(trial == 1), "border": "lr" if method == "L1" else ""})
+    for method in ("baseline", "L1", "L2", "dropout", "batch norm", "everything"):
+        edges = np.linspace(-0.6, 0.6, 41)
+        for tag in (*(f"weights/{layer}" for layer in report.LAYERS), "entropy/untrained", "entropy/test"):
+            ends = edges if tag.startswith("weights") else np.linspace(0, 2.3, 41)
+            sizes = np.exp(-8 * abs(ends[:-1])) if tag != "entropy/untrained" else ends[:-1] > 2.2
+            for left, right, size in zip(ends, ends[1:], sizes, strict=False):
+                count = {"left": left, "right": right, "count": int(10_000 * size)}
+                histograms.append({"method": method, "tag": tag} | count)
+    ensembles = [
+        {"method": method, "fold": fold, "networks": 5, "error/one": METHODS[method] + 0.0004 * fold}
+        | {"error/mean": 0.85 * METHODS[method] + 0.0003 * fold}
+        for method in ("baseline", "dropout", "everything")
+        for fold in range(3, 8)
+    ]
+    files = {"results": results, "curves": curves, "histograms": histograms, "tuned": tuned, "ensembles": ensembles}
+    for name, lines in files.items():
+        report.write_csv(folder / f"{name}.csv", lines)
+    report.write_missed(folder / "missed.npz", missed)
+    return missed
 
 
-def test_a_diverged_run_is_counted_and_named():
-    found = rows()
-    found[0] |= {"status": "diverged", "test_error": 0.9}
-    lines = report.table_lines(report.summarize(found), found)
-    assert any(line.startswith("| worse |") and "6 (1 diverged)" in line for line in lines)
-
-
-def test_what_is_written_is_read(tmp_path):
-    written = [{"method": "a, b", "n": 3, "error": 0.1 + 0.2, "settings": ""}]
-    report.write_csv(tmp_path / "x.csv", written)
-    assert report.read_csv(tmp_path / "x.csv") == written
-
-
-# --- the published comparison
-
-
-def published(name):
-    return report.read_csv(compare.PUBLISHED / f"{name}.csv")
-
-
-def test_the_published_report_follows_from_its_results(tmp_path, monkeypatch, capsys):
-    for path in compare.PUBLISHED.glob("*.csv"):
-        shutil.copy(path, tmp_path)
-    monkeypatch.setattr(compare, "PUBLISHED", tmp_path)
-    compare.main(["--report"])
-    table = (tmp_path / "table.md").read_text()
-    assert capsys.readouterr().out == table == (ROOT / "figures/compare/table.md").read_text()
-    figures = sorted(path.name for path in tmp_path.glob("*.*g"))
-    assert figures == [f"{name}.{kind}" for name in ("costs", "errors", "histograms") for kind in ("png", "svg")]
-    for path in figures:
-        assert (tmp_path / path).read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
-
-
-def test_the_published_runs_are_those_of_the_table_of_methods():
-    found = {(one["method"], one["fold"]): one for one in published("results")}
-    assert set(found) == {(method, fold) for method in compare.METHODS for fold in compare.COMPARISON_FOLDS}
-    assert {one["data"] for one in found.values()} == {"mnist"}
-    for (method, _), one in found.items():
-        assert one["settings"] == compare.settings_text(compare.Config(**compare.METHODS[method]))
-
-
-def test_the_methods_are_tuned_as_published():
-    trials = published("tuned")
-    for method, settings in compare.METHODS.items():
-        of_method = [trial for trial in trials if trial["method"] == method]
-        complete = [trial for trial in of_method if trial["val_error_fold_2"] != ""]
-        best = min(complete, key=lambda trial: sum(trial[f"val_error_fold_{fold}"] for fold in (0, 1, 2)))
-        assert len(of_method) == 8 and best["chosen"] == 1
-        assert {name: best[name] for name in compare.tuned_settings(method)} == {
-            name: settings[name] for name in compare.tuned_settings(method)
-        }
-        assert [trial["trial"] for trial in of_method] == list(range(8))
-        for trial, candidate in zip(of_method, compare.candidates(method, 8), strict=True):
-            assert all(trial[name] == candidate[name] for name in compare.tuned_settings(method))
-
-
-def test_the_readme_shows_the_published_table():
-    lines = (compare.PUBLISHED / "table.md").read_text().splitlines()
-    readme = Path(ROOT / "README.md").read_text()
-    for line in lines[2:]:
-        if line.startswith("|"):
-            _, method, _, _, val_error, test_error, *_ = (cell.strip() for cell in line.split("|"))
-            cells = map(re.escape, (f"| {method} |", val_error, test_error))
-            assert re.search(".*".join(cells), readme), f"{method}: {test_error}"
