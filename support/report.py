@@ -33,10 +33,13 @@ class ReportError(Exception):
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; what is there afterwards takes the place of `path` at once."""
+    """A path beside `path` to write to; what is there afterwards takes the place of `path` at once, or nothing does."""
     beside = path.with_name(path.name + ".tmp")
-    yield beside
-    beside.replace(path)
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -475,10 +478,11 @@ def ensembles_tables(table: Sequence[dict]) -> tuple[list[str], list[str]]:
     """The third table as Markdown and for a terminal."""
     header = ["method", "folds", "networks", "one network, error in %", "their mean, error in %", "difference"]
     cells = [
-        [row["method"], str(row["n"]), str(row["networks"])]
-        + [percent(row["one"]), percent(row["mean"]), points(row["difference"])]
+        [row["method"], *(str(row[key]) for key in ("n", "networks")), *(percent(row[key]) for key in ("one", "mean"))]
         for row in table
     ]
+    for line, row in zip(cells, table, strict=True):
+        line.append(points(row["difference"]))
     note = (
         "Test errors of one network, mean over the networks of a fold, and of the mean of the networks' outputs; mean "
         "over the folds and 95 % interval over them (Student's t), the difference in points and paired by fold."
@@ -489,15 +493,17 @@ def ensembles_tables(table: Sequence[dict]) -> tuple[list[str], list[str]]:
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
+# At least 24 apart in CIELAB, also from black and silver, and none too pale for a thin line on white.
+PALETTE = (
+    "#5f7f9f", "#d9a066", "#f58231", "#2f9e44", "#9a6324", "#e83ed8", "#3f63d8", "#1fb5d8", "#911eb4",
+    "#e0b400", "#86c127", "#800000", "#10107a", "#0b7a75", "#f08cae", "#7a7a00", "#a58be8", "#e6194b",
+)  # fmt: skip
+
+
 def colours(methods: Sequence[str]) -> dict[str, str]:
     """One colour a method, the same in every figure; `methods` are all there are, whichever were run."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    shades = [to_hex(colour) for colour in colormaps["tab20"].colors]
-    palette = [shade for start in (0, 1) for shade in shades[start::2] if shade not in shades[14:16]]  # grey: baseline
     others = [method for method in methods if method != BASELINE]
-    return {method: palette[index % len(palette)] for index, method in enumerate(others)} | {BASELINE: "#000000"}
+    return {method: PALETTE[index % len(PALETTE)] for index, method in enumerate(others)} | {BASELINE: "#000000"}
 
 
 def panels(number: int, columns: int, width: float, height: float, **more):
@@ -643,16 +649,19 @@ def draw_combinations(table: Sequence[dict], without: Sequence[dict], parts: dic
     for whole in dict.fromkeys(row["reference"] for row in without):
         names = [row["method"] for row in without if row["reference"] == whole]
         groups.append([whole, *sorted(names, key=lambda name: tests[name].mean)])
-    most = max(map(len, groups))
-    figure, axes = panels(len(groups), 3, 3.6, 0.24 * most + 0.8)
-    for axis, names in zip(axes, groups, strict=True):
+    groups.sort(key=len)
+    lines = [max(map(len, groups[start : start + 3])) for start in range(0, len(groups), 3)]
+    heights = [0.24 * line + 0.4 for line in lines]
+    shape = {"gridspec_kw": {"height_ratios": heights}}
+    figure, axes = panels(len(groups), 3, 3.6, sum(heights) / len(heights) + 0.2, **shape)
+    for number, (axis, names) in enumerate(zip(axes, groups, strict=True)):
         for place, name in enumerate(names):
             draw_estimate(axis, place, tests[name], colour.get(name, "silver"))
         axis.axvspan(*(100 * (tests[names[0]].mean + side * MARGIN) for side in (-1, 1)), color="grey", alpha=0.2)
         labels = [name.replace(f"{names[0]}{WITHOUT}", "without ") for name in names]
         axis.set_yticks(range(len(names)), labels, fontsize=9)
         axis.get_yticklabels()[0].set_fontweight("bold")
-        axis.set_ylim(most - 0.4, -0.6)
+        axis.set_ylim(lines[number // 3] - 0.4, -0.6)
         axis.grid(axis="x", alpha=0.3)
     figure.supxlabel(
         f"test error in %: mean and 95 % interval over folds (thick), over folds and test images (thin);\n"
@@ -675,8 +684,7 @@ def draw_tuning(tuned: Sequence[dict], methods: Sequence[str], colour: dict):
         ]
         for method, trials in by_method(tuned).items()
     }
-    named = [method for method in [*methods, *designs] if designs.get(method)]
-    named = list(dict.fromkeys(named))
+    named = [method for method in dict.fromkeys([*methods, *designs]) if designs.get(method)]
     figure, axes = panels(len(named), 5, 2.3, 1.9, sharex=True)
     for axis, method in zip(axes, named, strict=True):
         best = expected_best(designs[method])
@@ -689,10 +697,11 @@ def draw_tuning(tuned: Sequence[dict], methods: Sequence[str], colour: dict):
         axis.set_yticks(ticks, [f"{tick:.2f}" for tick in ticks])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        gained = best[-1] - best[(len(best) - 1) // 2]
-        text = f"last doubling: {gained:+.2f}"
+        half = (len(best) + 1) // 2
+        text = f"from {half} to {len(best)}: {best[-1] - best[half - 1]:+.2f}"
         axis.text(0.96, 0.93, text, transform=axis.transAxes, ha="right", va="top", fontsize=8)
-    figure.supxlabel("random points tried", fontsize=10)
+    axes[0].set_xticks([k for k in (1, 4, 8, 12, 16, 24, 32) if k <= max(map(len, designs.values()))])
+    figure.supxlabel("random points tried; in each panel, what the second half of them gained, in points", fontsize=10)
     figure.supylabel("expected best validation error in %", fontsize=10)
     return figure
 
@@ -758,3 +767,4 @@ def save_figure(figure, path: Path) -> None:
     for kind, more in (("png", {"dpi": 120}), ("svg", {"metadata": {"Date": None}})):
         with replacing(path.with_name(f"{path.name}.{kind}")) as beside:
             figure.savefig(beside, format=kind, **more)
+        figure.set_layout_engine("none")  # it is laid out by now, which takes longest
