@@ -399,7 +399,7 @@ def methods_tables(table: Sequence[dict], rows: Sequence[dict]) -> tuple[list[st
     """The first table as Markdown and for a terminal of 100 columns; `rows` are those of results.csv."""
     header = ["method", "n", "validation error in %", "test error in %", "difference to the baseline in points"]
     header += ["folds won", "p", "verdict", "s/run", "chosen at a border"]
-    narrow = ["method", "val %", "test error in %", "to the baseline", "won", "p", "verdict"]
+    narrow = ["method", "val %", "test error %", "to baseline", "won", "p", "verdict"]
     cells, narrow_cells = [], []
     for row in table:
         n = f"{row['n']} ({row['diverged']} diverged)" if row["diverged"] else str(row["n"])
