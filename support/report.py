@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from support.shell import replacing
+
 BASELINE = "baseline"
 LAYERS = ("linear1", "linear2", "linear3", "linear4")
 WITHOUT = " - "  # "everything - noise" is "everything" without its part "noise": a row of the second table only
@@ -29,17 +31,6 @@ class ReportError(Exception):
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; what is there afterwards takes the place of `path` at once, or nothing does."""
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        yield beside
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
