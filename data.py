@@ -1,4 +1,4 @@
-"""The images: where they come from, which are the 5 %, and how they become batches.
+"""The images: where they come from, which of them train, and how they become batches.
 
 MNIST comes through datamaestro; any other data set in its format from a folder; scikit-learn's digits serve where there
 is no network. Everything the loops see is a pair of tensors `images, labels`; a batch is a slice of both.
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 FOLDS = 20  # 5 % is one twentieth
+FRACTIONS = (0.001, 0.95)  # of the training images; above 0.95, less than a whole block would be left to validate
 FOLD_SEED = 1998  # of the cut into folds alone: every run, whatever its seed, sees the same twenty blocks
 SPLITS = ("train", "val", "test")
 DOWNLOAD_TIMEOUT = 20  # seconds without a byte
@@ -63,6 +64,15 @@ class Dataset:
     @property
     def classes(self) -> int:
         return int(self.train_labels.max()) + 1
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of all that training and evaluation see: the four arrays, their shapes and `white`, in hexadecimal."""
+        arrays = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        digest = hashlib.sha256(repr((self.white, [(a.dtype.str, a.shape) for a in arrays])).encode())
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -229,21 +239,62 @@ def tamed_downloads() -> Iterator[None]:
 # --- folds, splits, batches ------------------------------------------------------------------------------------------
 
 
+def by_class(labels: np.ndarray) -> np.ndarray:
+    """range(N), class after class, shuffled within each."""
+    shuffled = np.random.RandomState(FOLD_SEED).permutation(len(labels))  # RandomState: the same for every NumPy
+    return shuffled[np.argsort(labels[shuffled], kind="stable")]
+
+
 def stratified_blocks(labels: np.ndarray, blocks: int) -> list[np.ndarray]:
     """Cuts range(N) into disjoint, sorted `blocks`; their sizes, and counts of every class, differ by one at most."""
-    shuffled = np.random.RandomState(FOLD_SEED).permutation(len(labels))  # RandomState: the same for every NumPy
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    return [np.sort(by_class[block::blocks]) for block in range(blocks)]  # dealt out like cards, class after class
+    order = by_class(labels)
+    return [np.sort(order[block::blocks]) for block in range(blocks)]  # dealt out like cards, class after class
 
 
-def split_tensors(dataset: Dataset, split: str, fold: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (N, H, W) in [0, 1] and labels (N,) of one split, on `device`: block `fold` trains, the rest validate."""
+def stratified_order(labels: np.ndarray) -> np.ndarray:
+    """range(N) in an order of which every head has each class in its share, to within about one image.
+
+    The i-th of a class's m images stands at (i + 1/2) / m, as Sainte-Laguë deals out the seats of a parliament.
+    """
+    order = by_class(labels)
+    counts = np.bincount(labels)
+    rank = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]  # of an image within its class
+    return order[np.argsort((rank + 0.5) / counts[labels[order]], kind="stable")]
+
+
+def split_indices(labels: np.ndarray, fold: int, fraction: float = 1 / FOLDS) -> tuple[np.ndarray, np.ndarray]:
+    """Which of N training images train, and which validate; both sorted, together all of them.
+
+    Training takes the first fraction * FOLDS of the blocks fold, fold + 1, ... (mod FOLDS); where that ends within a
+    block, a stratified part of it. So 1/FOLDS is block `fold`, and a fold's smaller training sets lie in its larger.
+
+    Raises DataError for a fraction outside of FRACTIONS, or of less than two images.
+    """
+    low, high = FRACTIONS
+    if not low <= fraction <= high:
+        raise DataError(f"--fraction {fraction}: must lie between {low} and {high} of the training images")
+    blocks = stratified_blocks(labels, FOLDS)
+    blocks = blocks[fold:] + blocks[:fold]
+    whole = int(fraction * FOLDS)
+    last = blocks[whole]
+    head = last[stratified_order(labels[last])][: round((fraction * FOLDS - whole) * len(last))]
+    train = np.sort(np.concatenate([*blocks[:whole], head]))
+    if len(train) < 2:
+        raise DataError(f"--fraction {fraction}: {len(train)} of {len(labels)} images; training needs 2: raise it")
+    return train, np.setdiff1d(np.arange(len(labels)), train, assume_unique=True)
+
+
+def split_tensors(
+    dataset: Dataset, split: str, fold: int, device: torch.device, fraction: float = 1 / FOLDS
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (N, H, W) in [0, 1] and labels (N,) of one split, on `device`; `split_indices` says which.
+
+    The test split is the data set's own, whatever the fold and the fraction.
+    """
     if split == "test":
         images, labels = dataset.test_images, dataset.test_labels
     else:
-        blocks = stratified_blocks(dataset.train_labels, FOLDS)
-        train = blocks.pop(fold)
-        index = train if split == "train" else np.sort(np.concatenate(blocks))
+        index = split_indices(dataset.train_labels, fold, fraction)[("train", "val").index(split)]
         images, labels = dataset.train_images[index], dataset.train_labels[index]
     # bytes travel to the device, where they become four times as many
     images = torch.tensor(images).to(device).float().div_(dataset.white)

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import requests
 import torch
 
 import data
-from data import DataError, load, read_folder, read_idx, split_tensors, stratified_blocks
+from data import DataError, load, read_folder, read_idx, split_indices, split_tensors, stratified_blocks
 
 CPU = torch.device("cpu")
 
@@ -95,6 +96,89 @@ def test_pixels_lie_between_0_and_1(folder):
         images, labels = split_tensors(dataset, "train", 0, CPU)
         assert images.dtype == torch.float32 and labels.dtype == torch.int64
         assert images.min() == 0 and images.max() == 1
+
+
+MNIST_LIKE = (np.arange(60_000) * 7919 % 10_007 % 10).astype(np.uint8)
+
+
+@pytest.mark.parametrize("labels, expected", [(MNIST_LIKE, "1e277b379480"), ("digits", "c63b4331c281")])
+def test_the_5_percent_never_change(labels, expected):
+    labels = load("digits").train_labels if isinstance(labels, str) else labels
+    digest = hashlib.sha256()
+    for fold in (0, 7, 19):
+        for index in split_indices(labels, fold, 0.05):
+            digest.update(index.astype("<i8").tobytes())
+        assert (split_indices(labels, fold)[0] == stratified_blocks(labels, 20)[fold]).all()
+    assert digest.hexdigest().startswith(expected), "other images train: every published number would change"
+
+
+@pytest.mark.parametrize("labels", [MNIST_LIKE, np.random.RandomState(2).choice(7, 2345, p=np.arange(1, 8) / 28)])
+def test_fractions_are_nested_stratified_and_begin_with_the_fold(labels):
+    blocks = stratified_blocks(labels, 20)
+    share = np.bincount(labels) / len(labels)
+    smaller = set()
+    for fraction in (0.001, 0.005, 0.01, 0.0377, 0.05, 0.07, 0.1, 0.2, 0.5, 0.9, 0.95):
+        train, val = split_indices(labels, 18, fraction)
+        assert sorted([*train, *val]) == list(range(len(labels))) and (np.diff(train) > 0).all()
+        assert abs(len(train) - fraction * len(labels)) <= (5.5 if len(labels) % 20 else 0)  # of unequal blocks
+        assert smaller <= set(train)
+        smaller = set(train)
+        off = np.abs(np.bincount(labels[train], minlength=len(share)) - share * len(train)).max()
+        whole = fraction * 20  # blocks may differ by one image of a class; see test_blocks_are_a_stratified_partition
+        assert off < 1.5 if whole <= 1 else off <= min(whole, 20 - whole) + 1
+    assert set(split_indices(labels, 18, 0.01)[0]) < set(blocks[18])
+    assert set(split_indices(labels, 18, 0.1)[0]) == {*blocks[18], *blocks[19]}
+    assert set(split_indices(labels, 18, 0.15)[0]) == {*blocks[18], *blocks[19], *blocks[0]}
+
+
+def test_every_head_of_a_stratified_order_has_each_class_in_its_share():
+    labels = np.random.RandomState(2).choice(7, 500, p=np.arange(1, 8) / 28)
+    order = data.stratified_order(labels)
+    assert sorted(order) == list(range(500))
+    heads = np.cumsum(np.eye(7)[labels[order]], axis=0)
+    assert np.abs(heads - np.outer(np.arange(1, 501), np.bincount(labels) / 500)).max() < 1
+
+
+def test_one_percent_is_a_stratified_fifth_of_the_block():
+    block, (train, _) = stratified_blocks(MNIST_LIKE, 20)[3], split_indices(MNIST_LIKE, 3, 0.01)
+    assert len(train) == 600 and set(train) < set(block)
+    assert np.abs(np.bincount(MNIST_LIKE[train]) - np.bincount(MNIST_LIKE[block]) / 5).max() < 1
+    assert np.median(train) == pytest.approx(30_000, rel=0.1), "the first images of the files, instead of any"
+
+
+def test_tensors_of_a_fraction():
+    dataset = load("digits")
+    splits = {split: split_tensors(dataset, split, 3, CPU, 0.9) for split in data.SPLITS}
+    assert [len(labels) for _, labels in splits.values()] == [1293, 144, 360]
+    train, _ = split_indices(dataset.train_labels, 3, 0.9)
+    assert splits["train"][1].tolist() == dataset.train_labels[train].tolist()
+    assert torch.equal(splits["test"][0], split_tensors(dataset, "test", 0, CPU)[0])
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.0009, 0.951, 1.0, -0.05, float("nan"), float("inf")])
+def test_a_fraction_out_of_range_is_one_clear_line(fraction):
+    with pytest.raises(DataError, match=r"--fraction .*: must lie between 0.001 and 0.95"):
+        split_indices(MNIST_LIKE, 0, fraction)
+
+
+def test_a_fraction_of_one_image_is_one_clear_line():
+    with pytest.raises(DataError, match=r"--fraction 0.001: 1 of 1437 images"):
+        split_tensors(load("digits"), "val", 0, CPU, 0.001)
+
+
+def test_the_digest_tells_data_sets_apart():
+    dataset = load("digits")
+    one_pixel = dataset.test_images.copy()
+    one_pixel[-1, -1, -1] ^= 1
+    others = [
+        replace(dataset, white=255),
+        replace(dataset, test_images=one_pixel),
+        replace(dataset, train_images=dataset.train_images.reshape(-1, 4, 16)),
+        replace(dataset, train_labels=dataset.train_labels[::-1]),
+    ]
+    assert len({dataset.sha256, *(other.sha256 for other in others)}) == 5
+    assert replace(dataset, name="a copy", train_images=dataset.train_images.copy()).sha256 == dataset.sha256
+    assert dataset.sha256.startswith("f3deae801b41"), "runs that were begun before would be refused"
 
 
 def test_an_epoch_shows_every_image_once_in_a_drawn_order():
