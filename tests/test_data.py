@@ -1,7 +1,11 @@
+import errno
 import gzip
 import hashlib
+import os
+import resource
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -227,30 +231,89 @@ def test_any_data_set_in_the_format_is_read(folder, arrays):
     assert all((a == b).all() for a, b in zip(read, arrays, strict=True))
 
 
-FAULTS = {
-    "missing": (0, lambda raw: None, "no such file"),
-    "empty": (1, lambda raw: b"", "not an IDX file"),
-    "a picture": (0, lambda raw: b"\x89PNG" + raw, "not an IDX file"),
-    "floats": (0, lambda raw: raw[:2] + b"\x0d" + raw[3:], "0x0d"),
-    "half a header": (0, lambda raw: raw[:9], "too short"),
-    "truncated": (0, lambda raw: raw[:-7], "bytes where"),
-    "too long": (2, lambda raw: raw + b"\0", "bytes where"),
-    "huge sizes": (0, lambda raw: raw[:4] + b"\xff" * 12 + raw[16:], "bytes where"),
-    "images for labels": (1, lambda raw: idx_bytes(np.zeros((200, 1))), "rank"),
-    "labels of another length": (1, lambda raw: idx_bytes(np.arange(199) % 5), "199 labels"),
-    "other test size": (2, lambda raw: idx_bytes(np.zeros((40, 9, 9))), "(9, 9)"),
-    "a class too many in test": (3, lambda raw: idx_bytes(np.full(40, 5)), "test label 5"),
-    "a stray label": (1, lambda raw: raw[:-1] + b"\xc8", "never occurs"),
-    "one class": (1, lambda raw: idx_bytes(np.zeros(200)), "one class"),
+def header(*sizes: int) -> bytes:
+    return struct.pack(f">HBB{len(sizes)}I", 0, 8, len(sizes), *sizes)
+
+
+def edited(change, size=None):
+    """Writes change(its bytes) over a file, and makes it `size` bytes long, with a hole at the end."""
+
+    def damage(path: Path) -> None:
+        path.write_bytes(change(path.read_bytes()))
+        if size:
+            os.truncate(path, size)
+
+    return damage
+
+
+def packed(change, size=None):
+    """The same with a .gz file in place of the plain one."""
+
+    def damage(path: Path) -> None:
+        edited(lambda raw: gzip.compress(change(raw)), size)(path)
+        path.rename(path.with_name(f"{path.name}.gz"))
+
+    return damage
+
+
+def instead(make):
+    """Removes a file and calls make(path)."""
+    return lambda path: (path.unlink(), make(path))
+
+
+HUGE = 2**32 - 1
+FAULTS = {  # which of the four files, what happens to it, words of the error
+    "missing": (0, Path.unlink, "no such file"),
+    "empty": (1, edited(lambda raw: b""), "not an IDX file"),
+    "a picture": (0, edited(lambda raw: b"\x89PNG" + raw), "not an IDX file"),
+    "floats": (0, edited(lambda raw: raw[:2] + b"\x0d" + raw[3:]), "0x0d"),
+    "half a header": (0, edited(lambda raw: raw[:9]), "too short"),
+    "truncated": (0, edited(lambda raw: raw[:-7]), "bytes where"),
+    "too long": (2, edited(lambda raw: raw + b"\0"), "bytes where"),
+    "huge sizes": (0, edited(lambda raw: raw[:4] + b"\xff" * 12 + raw[16:]), "bytes where"),
+    "70 dimensions": (0, edited(lambda raw: header(*[1] * 70) + b"\0"), "rank 70"),
+    "a product that is 0 in 64 bits": (0, edited(lambda raw: header(2**22, 2**22, 2**20)), "bytes where"),
+    "no image of any size": (0, edited(lambda raw: header(0, HUGE, HUGE)), "(0, 4294967295, 4294967295)"),
+    "images without pixels": (2, edited(lambda raw: header(40, 0, 10)), "(40, 0, 10)"),
+    "images for labels": (1, edited(lambda raw: idx_bytes(np.zeros((200, 1)))), "rank"),
+    "labels of another length": (1, edited(lambda raw: idx_bytes(np.arange(199) % 5)), "199 labels"),
+    "other test size": (2, edited(lambda raw: idx_bytes(np.zeros((40, 9, 9)))), "(9, 9)"),
+    "a class too many in test": (3, edited(lambda raw: idx_bytes(np.full(40, 5))), "test label 5"),
+    "a stray label": (1, edited(lambda raw: raw[:-1] + b"\xc8"), "never occurs"),
+    "one class": (1, edited(lambda raw: idx_bytes(np.zeros(200))), "one class"),
+    "1 TB of zeros": (0, edited(lambda raw: b"", 2**40), "not an IDX file"),
+    "1 TB of labels": (1, edited(lambda raw: raw, 2**40), "bytes where"),
+    "1 TB of images, as it says": (0, edited(lambda raw: header(2**20, 2**10, 2**10), 2**40 + 16), "allowed are"),
+    "packed, not": (1, lambda path: path.rename(f"{path}.gz"), "Not a gzipped file"),
+    "packed, cut": (1, packed(lambda raw: raw[:-7]), "201 bytes where"),
+    "packed, one more": (1, packed(lambda raw: raw + b"\0"), "more than 208 bytes where"),
+    "packed, 8 MB for 200 labels": (1, packed(lambda raw: raw + bytes(2**23)), "more than 208 bytes where"),
+    "packed, 64 MB for 200 labels": (1, packed(lambda raw: raw + bytes(2**26)), "bytes where"),
+    "packed, 1 TB of zeros behind": (1, packed(lambda raw: raw, 2**40), "1099511627776 bytes where"),
+    "packed, huge sizes": (0, packed(lambda raw: header(HUGE, HUGE, HUGE)), "allowed are"),
+    "packed, more than there is memory": (0, packed(lambda raw: header(2**11, 2**10, 2**10)), "cannot be read"),
+    "a folder": (0, instead(Path.mkdir), "no regular file"),
+    "a pipe": (1, instead(os.mkfifo), "no regular file"),
+    "a device": (1, instead(lambda path: path.symlink_to("/dev/zero")), "no regular file"),
+    "a link to itself": (2, instead(lambda path: path.symlink_to(path)), "no such file"),
 }
 
 
+@pytest.fixture
+def little_memory():
+    """A process that may take 1 GB more than it has."""
+    now, most = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, most))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (now, most))
+
+
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_faulty_file_is_one_clear_line(folder, fault):
+def test_a_faulty_file_is_one_clear_line(folder, fault, little_memory):
     number, change, words = FAULTS[fault]
     path = folder / data.IDX_NAMES[number]
-    raw = change(path.read_bytes())
-    path.unlink() if raw is None else path.write_bytes(raw)
+    change(path)
     with pytest.raises(DataError) as error:
         read_folder(folder)
     assert words in str(error.value) and str(folder) in str(error.value) and "\n" not in str(error.value)
@@ -266,10 +329,43 @@ def test_too_few_images_for_the_folds(folder):
 
 def test_a_damaged_gz_file_is_one_clear_line(tmp_path):
     path = tmp_path / "train-images-idx3-ubyte.gz"
-    for damaged in (b"no gzip", gzip.compress(bytes(1000))[:-20]):
+    whole = gzip.compress(idx_bytes(np.zeros(1000)))
+    for damaged in (b"no gzip", whole[:-20], whole[:-8] + bytes(8), whole[:12]):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match="cannot be read"):
             read_idx(path)
+
+
+@pytest.mark.parametrize("name", ["a**b", "é", "[0-9]*", "two\nlines", "~"])
+def test_a_folder_of_any_name_is_read(folder, name):
+    moved = folder.rename(folder.with_name(name))
+    assert load("auto", str(moved)).name == name
+    (moved / data.IDX_NAMES[3]).unlink()
+    with pytest.raises(DataError) as error:
+        read_folder(moved)
+    assert "\n" not in str(error.value) and name.replace("\n", r"\n") in str(error.value)
+
+
+def test_a_name_that_is_not_utf_8_is_one_clear_line(folder):
+    moved = folder.rename(os.fsdecode(bytes(folder) + b"\xff"))
+    with pytest.raises(DataError, match=r"not UTF-8 .* rename") as error:
+        read_folder(moved)
+    str(error.value).encode()
+
+
+def test_odd_places_are_one_clear_line(folder, monkeypatch):
+    for place in (folder / data.IDX_NAMES[0], folder / "missing", folder / ("x" * 300), folder / "\0"):
+        with pytest.raises(DataError, match=data.IDX_NAMES[0]):
+            read_folder(place)
+
+    def stat(path, **options):  # root, as whom containers test, may enter every folder
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "stat", stat)
+    for read in (read_folder, read_idx):
+        with pytest.raises(DataError, match=r"Permission denied") as error:
+            read(folder)
+        assert str(folder) in str(error.value)
 
 
 # --- MNIST through datamaestro
@@ -318,8 +414,9 @@ def test_mnist_is_downloaded_once_with_a_time_out(network):
 
 def test_a_damaged_cache_is_fetched_again_once(network):
     good = data.fetch_mnist()
+    whole = good[2].read_bytes()
     good[2].write_bytes(b"damaged")
-    assert data.fetch_mnist() == good and data.wrong_files(good) == []
+    assert data.fetch_mnist() == good and good[2].read_bytes() == whole
     assert len(network.asked) == 5
 
     good[2].write_bytes(b"damaged")
@@ -327,6 +424,45 @@ def test_a_damaged_cache_is_fetched_again_once(network):
     with pytest.raises(DataError, match=r"test_images.idx is damaged"):
         load("mnist")
     assert len(network.asked) == 6
+
+
+@pytest.mark.parametrize("served", ["nothing", "half", "another", "a bomb"])
+def test_a_damaged_file_stays_until_its_replacement_is_verified(network, served, monkeypatch):
+    """Whatever comes of the download, the cache holds what it held, and nothing else."""
+    paths = data.fetch_mnist()
+    kept = b"worth something to someone"
+    paths[1].write_bytes(kept)
+    name = "train-labels-idx1-ubyte.gz"
+    whole = network.files.pop(name)
+    answers = {"half": whole[: len(whole) // 2], "another": gzip.compress(b"x"), "a bomb": gzip.compress(bytes(2**26))}
+    if served != "nothing":
+        network.files[name] = answers[served]
+    during = []
+    monkeypatch.setattr(requests, "get", lambda *a, **b: during.append(paths[1].read_bytes()) or network.get(*a, **b))
+    words = r"train_labels.idx is damaged .* left as it is, and could not be downloaded"
+    with pytest.raises(DataError, match=words) as error:
+        data.fetch_mnist()
+    assert "\n" not in str(error.value) and during == [kept] and paths[1].read_bytes() == kept
+    assert sorted(paths[1].parent.iterdir()) == sorted(paths)
+
+    network.files[name] = whole
+    assert data.fetch_mnist() == paths and len(load("mnist").train_labels) == 200
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_in_the_cache_is_one_clear_line(network, make):
+    path = data.fetch_mnist()[3]
+    path.unlink()
+    make(path)
+    with pytest.raises(DataError, match=r"test_labels.idx is no regular file"):
+        load("mnist")
+    assert len(network.asked) == 4
+
+
+def test_a_cache_that_cannot_be_written_is_one_clear_line(network, tmp_path):
+    (tmp_path / "cache").write_text("a file in the place of the folder")
+    with pytest.raises(DataError, match=r"cache: .*DATAMAESTRO_DIR"):
+        load("mnist")
 
 
 def test_a_broken_download_does_not_stay_broken(network):
