@@ -384,7 +384,7 @@ def digest(payload: dict) -> str:
 
 def planned_folder(place: Place, payload: dict, label: str = "") -> Path:
     """Folder of a planned run; `label` makes its name readable."""
-    words = re.sub(r"[^\w+-]+", "-", label)
+    words = re.sub(r"[^\w+]+", "-", label).strip("-")
     return place.folder / "runs" / f"{words}-{digest(payload)[:12]}".lstrip("-")
 
 
@@ -597,10 +597,11 @@ def _recover(place: Place, study: optuna.Study, storage: BaseStorage, beaten: di
     """
     running = [t for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if "key" in t.user_attrs]
     alive = _locks(place, {str(trial.user_attrs.get("worker")) for trial in running})
-    for trial in running:
+    for trial in list(running):
         lives, now = alive.get(str(trial.user_attrs.get("worker"))), time.monotonic()
         if lives is False or (lives is None and not place.storage):
             _fail(storage, trial)
+            running.remove(trial)
         elif place.storage and (trial.number not in beaten or (lives and now - beaten[trial.number] > HEARTBEAT)):
             storage.record_heartbeat(trial._trial_id)
             beaten[trial.number] = now
@@ -691,7 +692,7 @@ def _waiting(job: Job, running: list[FrozenTrial], mine: set[str]) -> str:
         return ""
     hosts = sorted({" ".join(str(trial.user_attrs.get("host")).split())[:80] for trial in others})
     sign = f"; without a sign of life they are taken over after {GRACE} s" if job.place.storage else ""
-    return f"waiting for {len(others)} that {'; '.join(hosts)} run{sign}"
+    return f"waiting for trials of {'; '.join(hosts)}{sign}"
 
 
 # --- what drivers call -----------------------------------------------------------------------------------------------
