@@ -352,16 +352,43 @@ def tune(options: CompareOptions) -> list[dict]:
 
 
 def halved(rows: list[dict], options: CompareOptions) -> list[dict]:
-    """`rows` with their errors on the tuning folds, as far as they came, and the best one of each method chosen."""
+    """`rows` with their errors on the tuning folds, as far as they came, and the best one of each method chosen.
+
+    An error that the published tuned.csv holds already is not measured again.
+    """
+    known = published_errors(options)
     left = rows
     for fold in TUNING_FOLDS:
         base = replace(options.config, evaluations=1, histograms=0, fold=fold, seed=fold)
-        payloads = [plan(replace(base, **row["settings"]), ("train", "val")) for row in left]
-        for row, found in zip(left, run_all(payloads, options), strict=True):
-            row["errors"].append(found["result"]["last"]["error/val"])
+        new = [row for row in left if (point(row["method"], row["settings"]), fold) not in known]
+        payloads = [plan(replace(base, **row["settings"]), ("train", "val")) for row in new]
+        for row, found in zip(new, run_all(payloads, options), strict=True):
+            known[point(row["method"], row["settings"]), fold] = found["result"]["last"]["error/val"]
+        for row in left:
+            row["errors"].append(known[point(row["method"], row["settings"]), fold])
         tried, left = left, [row for group in report.by_method(left).values() for row in better_half(group)]
     chosen = {method: best_first(group)[0] for method, group in report.by_method(tried).items()}
     return [row | {"chosen": chosen[row["method"]] is row} for row in rows]
+
+
+def point(method: str, settings: dict) -> tuple:
+    """What is tuned in `settings`, comparable."""
+    return method, *(
+        settings.get(name) for name in (*NUISANCES, *(n for n in SPACE if METHODS[method].get(n, 0) is TUNED))
+    )
+
+
+def published_errors(options: CompareOptions) -> dict[tuple, float]:
+    """The errors in the published tuned.csv by point and fold, if these are its settings and data."""
+    path = PUBLISHED / "tuned.csv"
+    if not path.exists() or options.config.data != "mnist" or set(differences(options.config)) > set(differences(BASE)):
+        return {}
+    return {
+        (point(row["method"], row), fold): row[f"val_error_fold_{fold}"]
+        for row in report.read_csv(path)
+        for fold in TUNING_FOLDS
+        if row[f"val_error_fold_{fold}"] != ""
+    }
 
 
 def best_first(rows: list[dict]) -> list[dict]:
