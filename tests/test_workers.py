@@ -517,16 +517,16 @@ def test_connections_that_are_cut_lose_no_trial(shared):
         server.dispose()
 
     scissors = Meanwhile(cut)
-    study = search(shared, slow, trials=4)
+    study = search(shared, partial(slow, pause=0.2), trials=3)
     scissors.done()
-    assert_sound(study, 4)
+    assert_sound(study, 3)
     assert not [trial for trial in study.trials if workers._is_lost(trial) and trial.intermediate_values]
 
 
 def test_a_database_that_stays_away_is_one_line(shared):
     from conftest import drop
 
-    process = command(shared, trials=50)
+    process = command(shared, trials=50, pause=0.3)
     running(shared)
     drop(sqlalchemy.make_url(shared.storage).database)
     out, err = process.communicate(timeout=60)
@@ -585,7 +585,7 @@ def test_a_worker_killed_with_9_loses_nothing(place):
 
     killer = Meanwhile(kill)
     start = time.monotonic()
-    study = search(place, slow, trials=5)
+    study = search(place, partial(slow, pause=0.15), trials=5)
     killer.done()
     assert_sound(study, 5)
     assert time.monotonic() - start < workers.GRACE, "it waited for a sign of life of a worker that had no lock"
@@ -631,14 +631,14 @@ def test_a_sampler_that_fails_is_a_reason_too(journal):
 def test_stopped_and_killed_as_a_whole_the_same_command_goes_on(whom, place):
     """Ctrl-C reaches all processes in a terminal; behind a script, the first one alone, which was told to ignore it."""
     ignoring = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if whom == "ignoring" else None
-    process = command(place, trials=4, preexec_fn=ignoring)
+    process = command(place, trials=4, pause=0.3, preexec_fn=ignoring)
     begun = running(place)
     (os.killpg if whom == "group" else os.kill)(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err == "interrupted; the same command goes on with the study\n"
     study = workers.load(place)
     assert not study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
-    process = command(place, trials=4)
+    process = command(place, trials=4, pause=0.3)
     running(place)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
