@@ -50,7 +50,14 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import (
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 from tqdm.auto import tqdm
 
 HEARTBEAT, GRACE = 10, 40  # seconds between the signs of life in a database, and without one until a worker is dead
@@ -146,7 +153,9 @@ class Journal(BaseJournalBackend):
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         self.lock.acquire()
         try:
-            with self.path.open("r+b", buffering=0) as file:
+            # appended by the system itself, should two ever hold the lock; and never made anew in the middle
+            opener = lambda path, flags: os.open(path, flags | os.O_APPEND)  # noqa: E731
+            with open(self.path, "r+b", buffering=0, opener=opener) as file:
                 end = self.cut_half_a_line(file)
                 try:
                     while lines:
@@ -161,7 +170,7 @@ class Journal(BaseJournalBackend):
             self.lock.release()
 
     def cut_half_a_line(self, file) -> int:
-        """The end of the last whole line, where `file` is left, and ends."""
+        """Where the last whole line, and then `file`, ends; StudyError if what follows was not half a line of ours."""
         end = file.seek(0, os.SEEK_END)
         if end and (file.seek(end - 1), file.read(1))[1] != b"\n":
             file.seek(self.offset)
@@ -173,7 +182,7 @@ class Journal(BaseJournalBackend):
             end -= len(half)
             file.truncate(end)
             say(f"{self.path}: half a line at its end, {len(half)} bytes, was cut off; nothing else is lost")
-        return file.seek(end)
+        return end
 
     def decoded(self, line: bytes) -> dict:
         try:
@@ -213,8 +222,9 @@ def _cause(error: BaseException) -> BaseException:
 
 def _is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later: the connection was cut, or the server is away."""
-    cause = _cause(error)
-    return isinstance(cause, OperationalError | InterfaceError) or getattr(cause, "connection_invalidated", False)
+    cause = _cause(error)  # the third: Optuna asks again where the connection has just been cut
+    away = isinstance(cause, OperationalError | InterfaceError | PendingRollbackError)
+    return away or getattr(cause, "connection_invalidated", False)
 
 
 def _out_of_reach(storage: str, error: BaseException) -> str:
@@ -665,10 +675,12 @@ def _supervise(job: Job, count: int, preload: Sequence[str], describe: Callable 
                 dead = dead if left == before else []
             for worker in workers.values():
                 worker.process.join()
+            _recover(place, study, storage, beaten)
     except BaseException as error:
         _stop(workers.values())
         if isinstance(error, KeyboardInterrupt):
-            _recover(place, study, storage, beaten)
+            with contextlib.suppress(StudyError, OSError):
+                _recover(place, study, storage, beaten)  # another machine shall not have to wait for these
             raise KeyboardInterrupt("the same command goes on with the study") from None
         raise
     finally:
