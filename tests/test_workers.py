@@ -19,6 +19,7 @@ import pytest
 import sqlalchemy
 from optuna.trial import TrialState
 
+from support import storage as store
 from support import workers
 from support.workers import Failed, Place, StudyError, digest, finished, run_planned, run_search
 
@@ -95,14 +96,14 @@ def leave(trial, folder):
 def begin_at_once(place, barrier, errors):
     barrier.wait()
     try:
-        workers._open_study(place, {"a": 1}, workers.open_storage(place))
+        workers._open_study(place, {"a": 1}, store.open_storage(place))
     except BaseException as error:
         errors.put(repr(error))
 
 
 def main(folder, storage, trials, pause):
     """The command that other tests interrupt, in a process of its own."""
-    workers.HEARTBEAT, workers.GRACE, workers.PATIENCE = 1, 4, 2
+    store.HEARTBEAT, store.GRACE, store.PATIENCE = 1, 4, 2
     try:
         search(Place(Path(folder), "toy", storage), partial(slow, pause=float(pause)), trials=int(trials))
     except StudyError as error:
@@ -126,7 +127,7 @@ class Toy:
     def __init__(self, place, function, trials=3, payloads=None, me=MINE):
         payloads = payloads and {digest(payload): payload for payload in payloads}
         self.job = workers.Job(place, function, len(payloads or range(trials)), payloads)
-        self.storage, self.me = workers.open_storage(place), me
+        self.storage, self.me = store.open_storage(place), me
         self.study = workers._open_study(place, None, self.storage)
 
     def turn(self):
@@ -349,7 +350,7 @@ def test_a_new_study_of_an_old_name_has_other_folders(journal):
 
 
 def test_a_study_begun_with_other_settings_is_refused(place):
-    storage = workers.open_storage(place)
+    storage = store.open_storage(place)
     workers._open_study(place, {"epochs": 5, "folds": (1, 2)}, storage)
     workers._open_study(place, {"epochs": 5, "folds": (1, 2)}, storage)
     with pytest.raises(StudyError, match=r"^study toy: begun with epochs 5, not 6; .* or its settings$"):
@@ -421,7 +422,7 @@ def test_a_full_disk_leaves_no_half_line(journal):
 def test_a_lock_that_a_killed_process_holds_is_broken(tmp_path, monkeypatch):
     """In a relative folder, where Optuna's symbolic link would point nowhere, and everybody wait for ever."""
     monkeypatch.chdir(tmp_path)
-    log = workers.Journal(Path("journal.log"))
+    log = store.Journal(Path("journal.log"))
     log.lock.grace_period = 1
     Path("journal.log.lock").touch()
     start = time.time()
@@ -470,12 +471,12 @@ def lost(times):
 
 def test_a_lost_database_is_waited_for_with_a_limit(capsys):
     url = "postgresql://someone:secret@here:1/there"
-    assert workers._patiently(url, 20, lost(1), 7) == 7
+    assert store._patiently(url, 20, lost(1), 7) == 7
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.startswith("postgresql://here:1/there: out of reach (server closed")
     start = time.monotonic()
     with pytest.raises(StudyError, match=r"^postgresql://here:1/there: out of reach .* finished is kept$"):
-        workers._patiently(url, 1, lost(1000), 7)
+        store._patiently(url, 1, lost(1000), 7)
     assert time.monotonic() - start < 10
 
 
@@ -483,7 +484,7 @@ def test_every_request_is_patient():
     """Those of Optuna's interface, and those that its cache makes."""
     cache = inspect.getsource(optuna.storages._CachedStorage)
     names = set(re.findall(r"self\._backend\.(\w+)", cache)) | set(optuna.storages.BaseStorage.__abstractmethods__)
-    patient = {name for name, value in vars(workers.PatientStorage).items() if hasattr(value, "__wrapped__")}
+    patient = {name for name, value in vars(store.PatientStorage).items() if hasattr(value, "__wrapped__")}
     assert len(names) > 20 and names <= patient
 
 
@@ -554,7 +555,7 @@ def test_a_worker_lives_as_long_as_its_lock(place):
 
 
 def test_another_machine_that_died_before_its_first_sign_is_taken_over(shared, monkeypatch):
-    monkeypatch.setattr(workers, "GRACE", 2)
+    monkeypatch.setattr(store, "GRACE", 2)
     Toy(shared, quick, me="a worker far away").claim()
     toy, beaten, start = Toy(shared, quick), {}, time.time()
     while toy.states() == ["RUNNING"] and time.time() - start < 20:
@@ -564,8 +565,8 @@ def test_another_machine_that_died_before_its_first_sign_is_taken_over(shared, m
 
 
 def test_signs_of_life_are_given_for_workers_with_a_lock(shared, monkeypatch):
-    monkeypatch.setattr(workers, "HEARTBEAT", 1)
-    monkeypatch.setattr(workers, "GRACE", 2)
+    monkeypatch.setattr(store, "HEARTBEAT", 1)
+    monkeypatch.setattr(store, "GRACE", 2)
     (shared.folder / "workers").mkdir(parents=True)
     toy, beaten, start = Toy(shared, quick), {}, time.time()
     with workers._lock(shared, MINE):
@@ -588,7 +589,7 @@ def test_a_worker_killed_with_9_loses_nothing(place):
     study = search(place, partial(slow, pause=0.15), trials=5)
     killer.done()
     assert_sound(study, 5)
-    assert time.monotonic() - start < workers.GRACE, "it waited for a sign of life of a worker that had no lock"
+    assert time.monotonic() - start < store.GRACE, "it waited for a sign of life of a worker that had no lock"
     (victim,) = victims
     assert study.trials[victim.number].state == TrialState.FAIL
     (again,) = [
