@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 import data
 import observe
 from augment import augment
-from data import FOLDS  # within Config `data` is a setting
+from data import FOLDS, FRACTIONS  # within Config `data` is a setting
 from model import MLP, entropy, store_grad
 from regularizers import gaussian_deviation, l1_penalty, l2_penalty, laplace_scale, penalized_weights
 from support.folder import Folder, Progress, Result, Row, RunError, new_folder, read_json
@@ -56,7 +56,7 @@ class Config:
     data: Literal["auto", "mnist", "digits"] = "auto"  # auto: MNIST, or scikit-learn's digits where it cannot be had
     data_dir: str = ""  # folder of four IDX files, plain or .gz, to use instead
     fold: Annotated[int, between(0, FOLDS - 1)] = 0  # with which twentieth of the training images to begin
-    fraction: Annotated[float, between(0.001, 0.95)] = 0.05  # of the training images to learn from; the others validate
+    fraction: Annotated[float, between(*FRACTIONS)] = 0.05  # of the training images to learn from; the others validate
     # model
     hidden: Annotated[tuple[Annotated[int, between(1, 10_000)], ...], Field(min_length=1)] = (100, 100, 100)  # widths
     init: Literal["default", "glorot", "he"] = "default"  # of the weights, uniform; default is PyTorch's
