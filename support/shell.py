@@ -130,8 +130,10 @@ def errors_in_one_line(*expected: type[Exception]) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # `script &` in a shell: kill -INT is to stop it, too
     hook, threading.excepthook = threading.excepthook, lambda _: None  # what a library's thread hits, the caller will
     try:
-        yield
-        sys.stdout.flush()
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # here a closed pipe can still be caught
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted; {one_line(interrupt)}".removesuffix("; "), file=sys.stderr)
         sys.exit(130)
@@ -178,5 +180,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say where
+        raise
     finally:
         beside.unlink(missing_ok=True)
