@@ -120,6 +120,9 @@ def new_folder(runs_dir: str, name: str, settings: str) -> Path:
     """The folder `name` in `runs_dir`, or, without a name, a new one that is called after `settings` and the time."""
     if Path(name).name != name or name == "..":
         raise RunError(f"--name {name}: allowed is the name of a folder, without slashes; its place is --runs-dir")
+    place = f"{runs_dir}/{name}"
+    if not place.isprintable():
+        raise RunError(f"{place!a}: a name that cannot be printed; choose another")
     if name:
         return Path(runs_dir) / name
     stem = f"{settings[:150]}-{time.strftime('%Y%m%d-%H%M%S')}"
