@@ -5,6 +5,7 @@ weights after k updates. Looking draws no random number and changes no weight.
 """
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -125,6 +126,10 @@ class Recorder:
         grid = make_grid(images.clamp(0, 1).view(rows * columns, 1, height, width), nrow=columns, pad_value=0.5)
         self.writer.add_image("images/augmented", grid, 0)
 
+    def flush(self) -> None:
+        """Returns once all that was written is in the file."""
+        self.writer.flush()
+
     def close(self) -> None:
         self.writer.close()
 
@@ -136,5 +141,6 @@ def step_aside(folder: Path) -> None:
     """
     now = int(time.time())
     for age, path in enumerate(sorted(folder.glob(EVENT_FILES), reverse=True), start=1):
-        head, stamp, rest = path.name.split("tfevents.")[0], *path.name.split("tfevents.")[1].split(".", 1)
-        path.rename(path.with_name(f"{head}tfevents.{min(int(stamp), now - age):010d}.{rest}"))
+        if name := re.fullmatch(r"(.*tfevents\.)(\d+)(\..*)", path.name):
+            head, stamp, rest = name.groups()
+            path.rename(path.with_name(f"{head}{min(int(stamp), now - age):010d}{rest}"))
