@@ -33,6 +33,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "bl
 STYLES = ("-", "--", ":", "-.")  # of the lines, once the colours are used up
 MISTAKES = 24  # that are drawn
 UNITS = 100  # whose weights are drawn
+TYPICAL = 10_000  # images, which say how digits usually lie
 WORKING_SIZE = 400  # pixels along the longer side of a user's picture, before it is made as small as the network's
 FAINT = 0.02, 0.2  # part of the strongest ink that is none: on even paper, and on a photograph's
 LEAST_CONTRAST = 0.06  # between black and white; what has less shows no digit
@@ -69,7 +70,7 @@ def read_runs(folders: Sequence[str], last: bool) -> tuple[list[Run], data.Datas
     """The runs in `folders`, and the data set of all of them; RunError where there is no finished run."""
     paths = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
     if not paths:
-        raise RunError("no run is given; name the folders of finished runs, such as runs/baseline")
+        raise RunError("no run is given; name finished runs before all options, such as: python look.py runs/baseline")
     configs = [read_config(path) for path in paths]
     digests = [read_json(path / "config.json", dict).get("data_sha256") for path in paths]
     for path, digest in zip(paths, digests, strict=True):
@@ -119,7 +120,15 @@ def probabilities(model: nn.Module, images: torch.Tensor) -> np.ndarray:
 # --- pictures of one's own -------------------------------------------------------------------------------------------
 
 
-def read_picture(path: str, longest: int, height: int, width: int) -> np.ndarray:
+class Frame(NamedTuple):
+    """How digits lie in the images of a data set, in pixels."""
+
+    longest: int  # the longer side of a digit
+    row: float  # of the centre of mass
+    column: float
+
+
+def read_picture(path: str, frame: Frame, height: int, width: int) -> np.ndarray:
     """The digit in a PNG or JPEG file as a network sees it, or a PictureError."""
     try:
         if not Path(path).is_file():  # opening a pipe would wait for ever
@@ -129,7 +138,7 @@ def read_picture(path: str, longest: int, height: int, width: int) -> np.ndarray
             with Image.open(path, formats=("PNG", "JPEG")) as picture:
                 if picture.format == "PNG" and picture.n_frames > 1:
                     raise PictureError("is animated")
-                return centred(ink_of(picture), longest, height, width)
+                return centred(ink_of(picture), frame, height, width)
     except PictureError as error:
         reason = str(error)
     except UnidentifiedImageError:
@@ -160,32 +169,37 @@ def ink_of(picture: Image.Image) -> np.ndarray:
     return ink
 
 
-def centred(ink: np.ndarray, longest: int, height: int, width: int) -> np.ndarray:
-    """`ink` in an image (height, width), its longer side `longest`, its centre of mass in the middle.
+def centred(ink: np.ndarray, frame: Frame, height: int, width: int) -> np.ndarray:
+    """`ink` in an image (height, width), fitted into `frame`: the ratio of its sides is kept.
 
-    As MNIST was made (the foot of yann.lecun.com/exdb/mnist): fitted into 20 x 20 pixels, which keeps the ratio of the
-    sides, and put into 28 x 28 so that the centre of mass is at the pixel (14, 14).
+    So MNIST was made (the foot of yann.lecun.com/exdb/mnist): fitted into 20 x 20 pixels, and put into 28 x 28 so that
+    the centre of mass is in the middle.
     """
     rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
     box = Image.fromarray(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-    scale = longest / max(box.size)
+    scale = min(frame.longest / max(box.size), width / box.width, height / box.height)
     size = [max(1, round(side * scale)) for side in box.size]
     digit = np.asarray(box.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
     digit = digit / digit.max()  # a thin line grows pale when it is made small
     image = np.zeros((height, width), np.float32)
-    places = []
-    for axis, side in enumerate((height, width)):
-        mass = digit.sum(axis=1 - axis)
-        middle = (mass * np.arange(len(mass))).sum() / mass.sum()
-        places.append(int(np.clip(np.floor(side / 2 - middle + 0.5), 0, side - len(mass))))
-    image[places[0] : places[0] + digit.shape[0], places[1] : places[1] + digit.shape[1]] = digit
+    corner = np.floor(np.array([frame.row, frame.column]) + 0.5 - centre_of_mass(digit[None])[0])
+    row, column = np.clip(corner.astype(int), 0, np.subtract(image.shape, digit.shape))
+    image[row : row + digit.shape[0], column : column + digit.shape[1]] = digit
     return image
 
 
-def longest_side(images: np.ndarray) -> int:
-    """How many pixels the longer side of what `images` (N, H, W) show usually has: 20 in MNIST."""
+def centre_of_mass(images: np.ndarray) -> np.ndarray:
+    """Row and column of that of each of `images` (N, H, W): (N, 2), counted from 0."""
+    mass = images / images.sum(axis=(1, 2), keepdims=True, dtype=float)
+    return np.stack([mass.sum(axis=3 - axis) @ np.arange(images.shape[axis]) for axis in (1, 2)], axis=1)
+
+
+def frame_of(images: np.ndarray) -> Frame:
+    """How the digits in `images` (N, H, W) usually lie: in MNIST 20 pixels long, and around the pixel (14, 14)."""
+    images = images[images.any(axis=(1, 2))]
     lengths = [side.shape[1] - side.argmax(1) - side[:, ::-1].argmax(1) for side in (images.any(2), images.any(1))]
-    return int(np.median(np.maximum(*lengths)))
+    centre = np.round(2 * centre_of_mass(images).mean(axis=0)) / 2
+    return Frame(int(np.median(np.maximum(*lengths))), *centre)
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -210,6 +224,7 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
     """Cost and error of every split over the epochs, a line a run, with a star at the lowest validation cost."""
     splits = [split for split in data.SPLITS if all(f"loss/{split}" in run.rows[0] for run in runs)]
     figure, axes = plt.subplots(2, len(splits), figsize=(4.3 * len(splits), 7.6), layout="constrained", sharex=True)
+    longest = max(row["epoch"] for run in runs for row in run.rows)
     for place, axis in np.ndenumerate(axes):
         kind, name, factor = (("loss", "cost in nats", 1), ("error", "error in %", 100))[place[0]]
         tag = f"{kind}/{splits[place[1]]}"
@@ -224,7 +239,7 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
         low = min(shown[shown > 0], default=1)
         axis.set_yscale("symlog", linthresh=low)  # logarithmic from there on, with a place for 0
         axis.set_xscale("symlog", linthresh=1)
-        for set_ticks, top, bottom in ((axis.set_xticks, max(epochs), 1), (axis.set_yticks, shown.max(), low)):
+        for set_ticks, top, bottom in ((axis.set_xticks, longest, 1), (axis.set_yticks, shown.max(), low)):
             places = ticks(bottom, top)
             set_ticks(places, [f"{place:g}" for place in places])
         axis.set_xlim(left=-0.1)
@@ -344,8 +359,8 @@ def look(runs: Sequence[Run], dataset: data.Dataset, out: Path) -> None:
 
 def answer(runs: Sequence[Run], dataset: data.Dataset, pictures: Sequence[str], out: Path) -> None:
     """What the networks of all runs answer for the user's own pictures."""
-    longest = longest_side(dataset.train_images)
-    seen = np.stack([read_picture(path, longest, *dataset.train_images.shape[1:]) for path in pictures])
+    frame = frame_of(dataset.train_images[:TYPICAL])
+    seen = np.stack([read_picture(path, frame, *dataset.train_images.shape[1:]) for path in pictures])
     answers = [probabilities(run.model, torch.from_numpy(seen)) for run in runs]
     for line, path in enumerate(pictures):
         print(path)
