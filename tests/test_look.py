@@ -30,7 +30,7 @@ def no_figures_left():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a finished run on digits."""
-    config = Config(data="digits", device="cpu", epochs=20, evaluations=5, histograms=0, batch_size=20)
+    config = Config(data="digits", epochs=20, evaluations=5, histograms=0, batch_size=20, dropout=0.1, norm="batch")
     folder = tmp_path_factory.mktemp("runs") / "a"
     train(config, folder, quiet=True)
     return folder
@@ -144,6 +144,11 @@ def test_fitted_and_centred_by_mass(size):
     mass = image / image.sum()
     assert (mass.sum(1) * np.arange(28)).sum() == pytest.approx(14, abs=0.51) or rows[-1] == 27
     assert (mass.sum(0) * np.arange(28)).sum() == pytest.approx(14, abs=0.51)
+
+
+def test_a_digit_never_leaves_an_image_that_is_not_square():
+    image = centred(ink_of(seven()), look.Frame(30, 5, 15), 10, 30)
+    assert image.shape == (10, 30) and image[0].any() and image[-1].any()
 
 
 def test_inverted_only_if_needed():
