@@ -18,7 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 BINS = 64  # of a histogram; TensorBoard draws 30
 EVENT_FILES = "events.out.tfevents.*"
 LAYERS = {nn.Linear: "linear", nn.Conv2d: "conv"}  # what is looked at, numbered from the pixels on
-CHARTS = ("loss", "error", "entropy_mean", "gradient_rms", "weight_rms")  # in the order in which one reads them
+CHARTS = ("loss", "error", "mean_entropy", "gradient_rms", "weight_rms")  # in the order in which one reads them
 
 
 def evaluation_epochs(epochs: int, evaluations: int) -> list[int]:
@@ -85,6 +85,8 @@ class Recorder:
             self.histogram(f"weights/{name}", layer.weight, step)
         for split, values in entropies.items():
             self.histogram(f"entropy/{split}", values, step)
+        if step == 0:  # under a name of its own: the random model that the others are held beside
+            self.histogram("entropy/untrained", entropies["val"], step)
 
     @contextlib.contextmanager
     def input_gradients(

@@ -240,8 +240,8 @@ def measurement(
     """
     row = {f"loss/{split}": one.loss for split, one in scores.items()}
     row |= {f"error/{split}": one.error for split, one in scores.items()}
-    row |= {f"entropy_mean/{split}": one.entropy.mean().item() for split, one in scores.items()}
-    row |= {"entropy_mean/untrained": (untrained or row)["entropy_mean/val"], "entropy_mean/uniform": math.log(classes)}
+    row |= {f"mean_entropy/{split}": one.entropy.mean().item() for split, one in scores.items()}
+    row |= {"mean_entropy/untrained": (untrained or row)["mean_entropy/val"], "mean_entropy/uniform": math.log(classes)}
     row |= {"penalty/l1": config.l1 * l1_penalty(model).item(), "penalty/l2": config.l2 * l2_penalty(model).item()}
     return row | {f"weight_rms/{name}": observe.rms(layer.weight) for name, layer in observe.layers(model).items()}
 

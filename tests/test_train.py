@@ -279,7 +279,7 @@ def test_the_folder_of_a_run(digits, tmp_path):
     rows = read_rows(folder)
     assert [row["epoch"] for row in rows] == [0, 2, 4, 7, 12, 20] == [row["step"] for row in rows]
     assert written["best"] == min(rows, key=lambda row: row["loss/val"]) and written["last"] == rows[-1]
-    assert {f"{measure}/{split}" for measure in ("loss", "error", "entropy_mean") for split in data.SPLITS} < {*rows[0]}
+    assert {f"{measure}/{split}" for measure in ("loss", "error", "mean_entropy") for split in data.SPLITS} < {*rows[0]}
     penalty = 1e-3 * sum(w.square().sum().item() for n, w in weights(folder).items() if "weight" in n)
     assert rows[-1]["penalty/l2"] == pytest.approx(penalty)
     assert [tuple(w.shape) for n, w in weights(folder).items() if "weight" in n] == [(50, 64), (20, 50), (10, 20)]
@@ -328,15 +328,16 @@ def test_the_event_file(every_tag):
     """Every tag, each as often as it should be there, and no other; one run, one folder; no cards of single dots."""
     tags = events(every_tag).Tags()
     linear = [f"linear{number}" for number in (1, 2, 3, 4)]
-    curves = {f"{group}/{split}" for group in ("loss", "error", "entropy_mean") for split in data.SPLITS}
-    curves |= {"entropy_mean/untrained", "entropy_mean/uniform", "penalty/l1", "penalty/l2", "lr"}
+    curves = {f"{group}/{split}" for group in ("loss", "error", "mean_entropy") for split in data.SPLITS}
+    curves |= {"mean_entropy/untrained", "mean_entropy/uniform", "penalty/l1", "penalty/l2", "lr"}
     curves |= {f"weight_rms/{layer}" for layer in linear}
     gradients = {f"gradient_rms/{layer}" for layer in linear}
     assert set(tags["scalars"]) == curves | gradients
     histograms = {f"{group}/{layer}" for group in ("weights", "input_gradient") for layer in linear}
     histograms |= {f"entropy/{split}" for split in data.SPLITS}
-    assert set(tags["histograms"]) == histograms and tags["images"] == ["images/augmented"]
+    assert set(tags["histograms"]) == histograms | {"entropy/untrained"} and tags["images"] == ["images/augmented"]
     steps = points(every_tag)
+    assert steps["entropy/untrained"] == [0]
     assert all(steps[tag] == steps["loss/val"] for tag in curves) and len(steps["loss/val"]) == 11
     assert all(steps[tag] == steps["loss/val"][:-1] for tag in gradients), "no update follows the last evaluation"
     assert all(len(steps[tag]) == (5 if "gradient" in tag else 6) for tag in histograms)
@@ -372,12 +373,13 @@ def test_the_entropy_of_the_untrained_model_is_the_reference(digits, tmp_path):
     train_quietly(digits, tmp_path)
     reader, (images, labels) = events(tmp_path), splits_of(digits)["val"]
     expected = train_module.evaluate(untrained(digits), images, labels).entropy
-    reference = [event.value for event in reader.Scalars("entropy_mean/untrained")]
+    reference = [event.value for event in reader.Scalars("mean_entropy/untrained")]
     assert reference == pytest.approx([expected.mean().item()] * 6) and reference[0] < math.log(10)
-    histogram = reader.Histograms("entropy/val")[0].histogram_value
+    histogram = reader.Histograms("entropy/untrained")[0].histogram_value
+    assert histogram == reader.Histograms("entropy/val")[0].histogram_value
     assert histogram.sum == pytest.approx(expected.double().sum().item(), rel=1e-5)
     assert histogram.max <= math.log(10) + 1e-6
-    assert [event.value for event in reader.Scalars("entropy_mean/uniform")] == pytest.approx([math.log(10)] * 6)
+    assert [event.value for event in reader.Scalars("mean_entropy/uniform")] == pytest.approx([math.log(10)] * 6)
 
 
 def test_input_gradients_are_those_of_the_training_step(digits, tmp_path):
@@ -711,7 +713,7 @@ DAMAGES = {
         "seconds' type": altered_checkpoint(lambda c: c["progress"].update(seconds=[])),
         "rows": altered_checkpoint(lambda c: c["progress"].update(rows=[[]])),
         "no rows": altered_checkpoint(lambda c: c["progress"].update(rows=[])),
-        "row": altered_checkpoint(lambda c: c["progress"]["rows"][0].__delitem__("entropy_mean/val")),
+        "row": altered_checkpoint(lambda c: c["progress"]["rows"][0].__delitem__("mean_entropy/val")),
         "row's type": altered_checkpoint(lambda c: c["progress"]["rows"][0].update({"loss/val": "low"})),
         "row's order": altered_checkpoint(lambda c: c["progress"]["rows"].reverse()),
     },
