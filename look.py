@@ -8,7 +8,6 @@ What the test images show is there to be understood; who chooses a setting by it
 
 import textwrap
 import warnings
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 
 import data
-from support.folder import Row, RunError, check_form, read_json, read_rows
+from support.folder import Row, RunError, read_checkpoint, read_json, read_rows
 from support.report import reproducible_figures
 from support.shell import errors_in_one_line, one_line, parse, replacing
 from train import EVALUATION_BATCH, Config, best, build_model, read_config
@@ -93,22 +92,13 @@ def read_runs(folders: Sequence[str], last: bool) -> tuple[list[Run], data.Datas
 
 
 def read_model(folder: Path, config: Config, dataset: data.Dataset, last: bool) -> tuple[nn.Module, int]:
-    """The network of the run in `folder`, and after which epoch. No code in a foreign file is executed."""
+    """The network of the run in `folder`, and after which epoch."""
     path, model = folder / ("last.pt" if last else "best.pt"), build_model(config, dataset).eval()
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():  # torch.load does not look at the checksums
-                raise ValueError(f"wrong checksum of {damaged}")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        check_form(model.state_dict(), checkpoint["model"], "model")
-        epoch = int((checkpoint["progress"] if last else checkpoint)["epoch"])
-    except Exception as error:  # whatever a foreign file makes the unpickler do
-        reason = f"{type(error).__name__}: {one_line(error)[:100]}"
-        raise RunError(f"{path}: holds no weights of the MLP of this run's settings ({reason})") from None
+    checkpoint = read_checkpoint(path, {"model": model.state_dict()})
     model.load_state_dict(checkpoint["model"])
     if not all(values.isfinite().all() for values in model.state_dict().values()):
         raise RunError(f"{path}: the weights became infinite or NaN; look at the best ones, without --last")
-    return model, epoch
+    return model, (checkpoint["progress"] if last else checkpoint)["epoch"]
 
 
 @torch.no_grad()

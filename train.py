@@ -30,7 +30,7 @@ from augment import augment
 from data import FOLDS, FRACTIONS  # within Config `data` is a setting
 from model import MLP, entropy, store_grad
 from regularizers import gaussian_deviation, l1_penalty, l2_penalty, laplace_scale, penalized_weights
-from support.folder import Folder, Progress, Result, Row, RunError, check_form, new_folder, read_json
+from support.folder import Folder, Progress, Result, Row, RunError, new_folder, read_checkpoint, read_json
 from support.screen import summarize, warn_of
 from support.shell import (
     as_text,
@@ -146,12 +146,7 @@ def build_model(config: Config, dataset: data.Dataset) -> nn.Module:
 def trained_model(config: Config, dataset: data.Dataset, path: Path) -> nn.Module:
     """The MLP of `config` with the weights in `path`, a best.pt or last.pt; RunError with one line if it is neither."""
     model = build_model(config, dataset)
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        check_form(model.state_dict(), weights, "model")
-    except Exception as error:  # whatever a foreign file makes the unpickler do
-        raise RunError(f"{path}: damaged, foreign or missing ({one_line(error)[:100]})") from None
-    model.load_state_dict(weights)
+    model.load_state_dict(read_checkpoint(path, {"model": model.state_dict()})["model"])
     return model
 
 

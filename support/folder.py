@@ -219,24 +219,40 @@ class Folder:
         state["optimizer"].step()
         state["optimizer"].zero_grad()
         form = {name: part.state_dict() for name, part in state.items()} | {"random": random_state(streams)}
+        checkpoint = read_checkpoint(path, form)
         try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch.load does not look at the checksums
-            if damaged:
-                raise ValueError(f"wrong checksum of {damaged}")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            for name, expected in form.items():
-                check_form(expected, checkpoint[name], name)
             progress = TypeAdapter(Progress).validate_python(checkpoint["progress"])
             if progress.epoch > epochs:
                 raise ValueError(f"epoch {progress.epoch} of {epochs}")
             for name, part in state.items():
                 part.load_state_dict(checkpoint[name])
             set_random_state(streams, checkpoint["random"])
-        except Exception as error:  # whatever a foreign file makes the unpickler do
-            reason = f"{type(error).__name__}: {one_line(error)[:100]}"
-            raise RunError(f"{path}: damaged or foreign ({reason}); delete it to begin this run anew") from None
+        except Exception as error:
+            raise foreign(path, error) from None
         return progress
+
+
+def read_checkpoint(path: Path, form: Mapping) -> dict:
+    """What was saved in `path`: all that is in `form`, with its keys, shapes and types; else RunError with one line.
+
+    No code in a foreign file is executed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not look at the checksums
+        if damaged:
+            raise ValueError(f"wrong checksum of {damaged}")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        for name, expected in form.items():
+            check_form(expected, checkpoint[name], name)
+        return checkpoint
+    except Exception as error:  # whatever a foreign file makes the unpickler do
+        raise foreign(path, error) from None
+
+
+def foreign(path: Path, error: Exception) -> RunError:
+    reason = f"{type(error).__name__}: {one_line(error)[:100]}"
+    return RunError(f"{path}: damaged or foreign ({reason}); delete it to begin this run anew")
 
 
 def random_state(streams: Streams) -> dict[str, torch.Tensor]:

@@ -272,5 +272,5 @@ def test_weights_that_cannot_be_used(spoil, run, tmp_path, capfd):
         checkpoint["model"] = torch.nn.Conv2d(1, 1, 3).state_dict()
         torch.save(checkpoint, path)
     line = refusal(capfd, run, "--last", "--out", tmp_path / "out")
-    assert str(path) in line and ("without --last" if spoil == "nan" else "no weights of the MLP") in line
+    assert str(path) in line and ("without --last" if spoil == "nan" else "damaged or foreign") in line
     assert not (tmp_path / "out").exists()
