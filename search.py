@@ -337,14 +337,18 @@ def draw(study: optuna.Study, folder: Path) -> list[str]:
     for name, plot in figures.items():
         with report.reproducible_figures(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna's plots say so where trials are few
-            axes = np.atleast_1d(plot(study))
+            axes = np.atleast_1d(plot(study, target_name="validation cost"))
             figure = axes[0].figure
             figure.set_size_inches(max(8, 3.2 * len(axes)), 4.5)
             for axis in axes:
                 if name != "importances":
                     axis.set_yscale("log")  # else one hopeless trial flattens all others
+                    axis.yaxis.set_major_formatter("{x:g}")
+                    axis.yaxis.set_minor_formatter("{x:g}")
                 if axis.get_xscale() == "log":
                     axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())  # they overlap in a small range
+                for dots in axis.collections if name == "slices" else ():
+                    dots.set_clim(0, len(study.trials) - 1)  # else every panel has colours of its own
             with report.replacing(folder / f"{name}.png") as path:
                 figure.savefig(path, dpi=120, format="png", bbox_inches="tight")
         plt.close(figure)
