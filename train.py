@@ -30,7 +30,7 @@ from augment import augment
 from data import FOLDS, FRACTIONS  # within Config `data` is a setting
 from model import MLP, entropy, store_grad
 from regularizers import gaussian_deviation, l1_penalty, l2_penalty, laplace_scale, penalized_weights
-from support.folder import Folder, Progress, Result, Row, RunError, new_folder, read_json
+from support.folder import Folder, Progress, Result, Row, RunError, check_form, new_folder, read_json
 from support.screen import summarize, warn_of
 from support.shell import (
     as_text,
@@ -143,6 +143,18 @@ def build_model(config: Config, dataset: data.Dataset) -> nn.Module:
     return MLP(dataset.in_features, dataset.classes, config.hidden, config.norm, config.dropout, config.init)
 
 
+def trained_model(config: Config, dataset: data.Dataset, path: Path) -> nn.Module:
+    """The MLP of `config` with the weights in `path`, a best.pt or last.pt; RunError with one line if it is neither."""
+    model = build_model(config, dataset)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        check_form(model.state_dict(), weights, "model")
+    except Exception as error:  # whatever a foreign file makes the unpickler do
+        raise RunError(f"{path}: damaged, foreign or missing ({one_line(error)[:100]})") from None
+    model.load_state_dict(weights)
+    return model
+
+
 def build_optimizer(model: nn.Module, config: Config, steps: int):
     """The optimiser for `steps` updates, and the schedule of its learning rate, to be stepped after each update.
 
@@ -195,13 +207,18 @@ class Scores(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Scores:
-    """The scores of `model`, in evaluation mode, on all images; leaves the mode as it was."""
+def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Logits (N, classes) of `images` (N, ...), in evaluation mode; leaves the mode as it was."""
     mode = model.training
     model.eval()
-    logits = torch.cat([model(batch) for batch, _ in data.Batches(images, labels, EVALUATION_BATCH)])
+    logits = torch.cat([model(batch) for batch in images.split(EVALUATION_BATCH)])
     model.train(mode)
-    return score(logits, labels)
+    return logits
+
+
+def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Scores:
+    """The scores of `model`, in evaluation mode, on all images."""
+    return score(predict(model, images), labels)
 
 
 def score(logits: torch.Tensor, labels: torch.Tensor) -> Scores:
