@@ -24,7 +24,8 @@ import data
 from support import report, workers
 from support.folder import RunError
 from support.shell import as_text, between, errors_in_one_line, flag, parse, wrong_arguments
-from support.workers import Failed, Place, StudyError, finished, number
+from support.storage import Place, StudyError
+from support.workers import Failed, finished, number
 from train import SETTINGS, SPACE, Config, command, resolve, train, warn
 
 SEARCH_FOLDS = (0, 1, 2)  # the only ones that choose anything

@@ -13,7 +13,7 @@ from support.folder import read_rows
 
 ROOT = Path(__file__).parent.parent
 EVERYTHING = {  # every method at once, and every setting that makes another model
-    "fraction": 0.1, "hidden": (40, 30), "init": "he", "batch_size": 20, "lr": 3e-3, "schedule": "one-cycle",
+    "fraction": 0.1, "hidden": (40, 30), "init": "he", "batch_size": 50, "lr": 3e-3, "schedule": "one-cycle",
     "dropout": 0.2, "norm": "batch", "l1": 1e-5, "l2": 1e-4, "weight_decay": 0.1,
     "noise": 0.1, "rotate": 10.0, "zoom": 0.1, "shift": 1.0, "shear": 0.1, "elastic": 8.0,
 }  # fmt: skip
@@ -63,7 +63,7 @@ def contents(folder):
 
 
 def assert_equal_runs(a, b):
-    """Two runs have the same weights, measurements and result, and the same points in TensorBoard, each of them once."""
+    """Two runs have the same weights, measurements and result, and the same points in TensorBoard, each once."""
     for file in ("best.pt", "last.pt"):
         assert same(weights(a, file), weights(b, file))
     timeless = [[row | {"seconds": 0} for row in read_rows(Path(folder))] for folder in (a, b)]
