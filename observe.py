@@ -5,6 +5,7 @@ weights after k updates. Looking draws no random number and changes no weight.
 """
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 BINS = 64  # of a histogram; TensorBoard draws 30
 EVENT_FILES = "events.out.tfevents.*"
 LAYERS = {nn.Linear: "linear", nn.Conv2d: "conv"}  # what is looked at, numbered from the pixels on
-CHARTS = ("loss", "error", "entropy_mean", "gradient_rms", "weight_rms")  # in the order in which one reads them
+CHARTS = ("loss", "error", "mean_entropy", "gradient_rms", "weight_rms")  # in the order in which one reads them
 
 
 def evaluation_epochs(epochs: int, evaluations: int) -> list[int]:
@@ -84,6 +85,8 @@ class Recorder:
             self.histogram(f"weights/{name}", layer.weight, step)
         for split, values in entropies.items():
             self.histogram(f"entropy/{split}", values, step)
+        if step == 0:  # under a name of its own: the random model that the others are held beside
+            self.histogram("entropy/untrained", entropies["val"], step)
 
     @contextlib.contextmanager
     def input_gradients(
@@ -125,6 +128,10 @@ class Recorder:
         grid = make_grid(images.clamp(0, 1).view(rows * columns, 1, height, width), nrow=columns, pad_value=0.5)
         self.writer.add_image("images/augmented", grid, 0)
 
+    def flush(self) -> None:
+        """Returns once all that was written is in the file."""
+        self.writer.flush()
+
     def close(self) -> None:
         self.writer.close()
 
@@ -136,5 +143,6 @@ def step_aside(folder: Path) -> None:
     """
     now = int(time.time())
     for age, path in enumerate(sorted(folder.glob(EVENT_FILES), reverse=True), start=1):
-        head, stamp, rest = path.name.split("tfevents.")[0], *path.name.split("tfevents.")[1].split(".", 1)
-        path.rename(path.with_name(f"{head}tfevents.{min(int(stamp), now - age):010d}.{rest}"))
+        if name := re.fullmatch(r"(.*tfevents\.)(\d+)(\..*)", path.name):
+            head, stamp, rest = name.groups()
+            path.rename(path.with_name(f"{head}{min(int(stamp), now - age):010d}{rest}"))

@@ -240,8 +240,8 @@ def measurement(
     """
     row = {f"loss/{split}": one.loss for split, one in scores.items()}
     row |= {f"error/{split}": one.error for split, one in scores.items()}
-    row |= {f"entropy_mean/{split}": one.entropy.mean().item() for split, one in scores.items()}
-    row |= {"entropy_mean/untrained": (untrained or row)["entropy_mean/val"], "entropy_mean/uniform": math.log(classes)}
+    row |= {f"mean_entropy/{split}": one.entropy.mean().item() for split, one in scores.items()}
+    row |= {"mean_entropy/untrained": (untrained or row)["mean_entropy/val"], "mean_entropy/uniform": math.log(classes)}
     row |= {"penalty/l1": config.l1 * l1_penalty(model).item(), "penalty/l2": config.l2 * l2_penalty(model).item()}
     return row | {f"weight_rms/{name}": observe.rms(layer.weight) for name, layer in observe.layers(model).items()}
 
@@ -298,7 +298,7 @@ def run(config: Config, folder: Folder, dataset: data.Dataset, splits, quiet, ma
     optimizer, scheduler = build_optimizer(model, config, config.epochs * len(batches))
     state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     streams = {"order": order, "augmentation": augmentation}
-    progress = folder.go_on(state, streams)
+    progress = folder.go_on(state, streams, config.epochs)
     rows, since = progress.rows, time.perf_counter() - progress.seconds
 
     moments = observe.evaluation_epochs(config.epochs, config.evaluations)
@@ -324,6 +324,7 @@ def run(config: Config, folder: Folder, dataset: data.Dataset, splits, quiet, ma
             for epoch in range(progress.epoch, config.epochs + 1):  # once more than it trains: the last pass only looks
                 step = epoch * len(batches)
                 if epoch and (epoch in moments or interrupted.is_set()):  # before looking: to go on is to look again
+                    recorder.flush()  # TensorBoard's thread writes late; what is saved must have been shown
                     folder.save(state, streams, Progress(epoch, rows, time.perf_counter() - since))
                 if interrupted.is_set():
                     raise KeyboardInterrupt(f"go on with: python train.py --resume {shlex.quote(str(folder.path))}")
@@ -476,7 +477,8 @@ def launch(options: Options, trainer: Callable[..., dict], script: str) -> None:
         folder = Path(options.resume)
         options = replace(options, config=read_config(folder))
     else:
-        folder = new_folder(options.runs_dir, options.name, run_name(options.config))
+        used = resolve(options.config, data.load(options.config.data, options.config.data_dir))
+        folder = new_folder(options.runs_dir, options.name, run_name(used))
     result, config = trainer(options.config, folder), read_config(folder)
     summarize(result, config.lr, command(replace(config, fold=(config.fold + 1) % FOLDS), script))
     if result["data"] == "digits":

@@ -10,6 +10,7 @@ No file is ever half-written. Nothing here knows what the settings mean.
 """
 
 import csv
+import io
 import json
 import time
 import zipfile
@@ -20,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import nn
 from typing_extensions import TypedDict
@@ -32,6 +33,15 @@ Streams = Mapping[str, torch.Generator]
 Row = dict[str, int | float]  # a measurement: epoch, step, lr, seconds, and what TensorBoard shows under the same names
 
 
+def complete(row: Row) -> Row:
+    if lacking := {"epoch", "step", "loss/train", "loss/val", "error/train", "error/val"} - row.keys():
+        raise ValueError(f"a measurement lacks {min(lacking)}")
+    return row
+
+
+Measurement = Annotated[Row, AfterValidator(complete)]
+
+
 class Result(TypedDict):
     """What a run returns."""
 
@@ -41,9 +51,9 @@ class Result(TypedDict):
     fold: int
     seed: int
     parameters: int
-    sizes: dict[str, int]  # images of every split
-    best: Row  # the measurement with the lowest validation cost
-    last: Row
+    sizes: dict[Literal["train", "val", "test"], int]  # images of every split
+    best: Measurement  # the measurement with the lowest validation cost
+    last: Measurement
     seconds: float
     versions: dict[str, str]
     device: str
@@ -54,12 +64,16 @@ class Progress:
     """Where a run is."""
 
     epoch: Annotated[int, Field(ge=0)] = 0  # that have been trained
-    rows: list[Row] = field(default_factory=list)  # the measurements before this epoch's
+    rows: list[Measurement] = field(default_factory=list)  # the measurements before this epoch's
     seconds: Annotated[float, Field(ge=0)] = 0.0  # of work
 
     def __post_init__(self):
-        if any(not {"epoch", "step", "loss/val"} <= row.keys() for row in self.rows):
-            raise ValueError("a measurement lacks its validation cost")
+        epochs = [row["epoch"] for row in self.rows]
+        first = [0] if self.epoch else []
+        if epochs != sorted(set(epochs)) or epochs[:1] != first or any(epoch >= self.epoch for epoch in epochs):
+            raise ValueError(f"the measurements before epoch {self.epoch} are those of epochs {epochs}")
+        if any(row.keys() != self.rows[0].keys() for row in self.rows):
+            raise ValueError("not all measurements have the same columns")
 
 
 class RunError(Exception):
@@ -95,10 +109,20 @@ def write_json(path: Path, value: Mapping) -> None:
         beside.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def write_checkpoint(path: Path, value: Mapping) -> None:
+    buffer = io.BytesIO()  # on a full disk PyTorch, when it writes to a file, hides the reason
+    torch.save(value, buffer)
+    with replacing(path) as beside:
+        beside.write_bytes(buffer.getbuffer())
+
+
 def new_folder(runs_dir: str, name: str, settings: str) -> Path:
     """The folder `name` in `runs_dir`, or, without a name, a new one that is called after `settings` and the time."""
-    if Path(name).name != name:
+    if Path(name).name != name or name == "..":
         raise RunError(f"--name {name}: allowed is the name of a folder, without slashes; its place is --runs-dir")
+    place = f"{runs_dir}/{name}"
+    if not place.isprintable():
+        raise RunError(f"{place!a}: a name that cannot be printed; choose another")
     if name:
         return Path(runs_dir) / name
     stem = f"{settings[:150]}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -173,18 +197,16 @@ class Folder:
             writer.writerows(rows)
 
     def save_best(self, model: nn.Module, epoch: int) -> None:
-        with replacing(self.path / "best.pt") as path:
-            torch.save({"model": model.state_dict(), "epoch": epoch}, path)
+        write_checkpoint(self.path / "best.pt", {"model": model.state_dict(), "epoch": epoch})
 
     def save(self, state: State, streams: Streams, progress: Progress) -> None:
         """Writes last.pt, all that `go_on` restores."""
         checkpoint = {name: part.state_dict() for name, part in state.items()}
         checkpoint |= {"random": random_state(streams), "progress": asdict(progress)}
-        with replacing(self.path / "last.pt") as path:
-            torch.save(checkpoint, path)
+        write_checkpoint(self.path / "last.pt", checkpoint)
 
-    def go_on(self, state: State, streams: Streams) -> Progress:
-        """Undoes `save` if the run was cut off; returns where it was.
+    def go_on(self, state: State, streams: Streams, epochs: int) -> Progress:
+        """Undoes `save` if the run, of `epochs` epochs, was cut off; returns where it was.
 
         Keys, shapes and types of all states have to be those of `state` (another shape corrupts the memory of a fused
         optimiser); else RunError with one line. No code in a foreign file is executed.
@@ -193,7 +215,7 @@ class Folder:
         if not path.exists():
             return Progress()
         for weights in state["model"].parameters():  # before its first step an optimiser has no state to compare with
-            weights.grad = torch.zeros_like(weights)
+            weights.grad = torch.zeros_like(weights) if weights.requires_grad else None
         state["optimizer"].step()
         state["optimizer"].zero_grad()
         form = {name: part.state_dict() for name, part in state.items()} | {"random": random_state(streams)}
@@ -206,12 +228,14 @@ class Folder:
             for name, expected in form.items():
                 check_form(expected, checkpoint[name], name)
             progress = TypeAdapter(Progress).validate_python(checkpoint["progress"])
+            if progress.epoch > epochs:
+                raise ValueError(f"epoch {progress.epoch} of {epochs}")
+            for name, part in state.items():
+                part.load_state_dict(checkpoint[name])
+            set_random_state(streams, checkpoint["random"])
         except Exception as error:  # whatever a foreign file makes the unpickler do
             reason = f"{type(error).__name__}: {one_line(error)[:100]}"
             raise RunError(f"{path}: damaged or foreign ({reason}); delete it to begin this run anew") from None
-        for name, part in state.items():
-            part.load_state_dict(checkpoint[name])
-        set_random_state(streams, checkpoint["random"])
         return progress
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import re
 import shlex
 import signal
 import sys
@@ -26,7 +27,7 @@ def between(low: float, high: float) -> AfterValidator:
 
     def check(value):
         if not low <= value <= high:  # true for NaN as well
-            raise ValueError(f"allowed is {low:g} to {high:g}; give a value in that range")
+            raise ValueError(f"allowed is {low:.10g} to {high:.10g}; give a value in that range")
         return value
 
     return AfterValidator(check)
@@ -85,7 +86,7 @@ def complaint(event: _errors.ParseErrorEvent, options: type) -> str:
     """What is wrong with the arguments, in one line; a value that no option has asked for may be a password."""
     match event:
         case _errors.UnrecognizedArgs(tokens=[token, *_]) if token.startswith("--"):
-            name = token.split("=")[0]
+            name = re.match(r"[\w.-]*", token)[0]
             near = difflib.get_close_matches(name.replace("_", "-"), map(flag, field_names(options)), 1)
             return f"{name}: there is no such option" + (f"; did you mean {near[0]}?" if near else "")
         case _errors.UnrecognizedArgs(tokens=[token, *_]):
@@ -130,8 +131,10 @@ def errors_in_one_line(*expected: type[Exception]) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # `script &` in a shell: kill -INT is to stop it, too
     hook, threading.excepthook = threading.excepthook, lambda _: None  # what a library's thread hits, the caller will
     try:
-        yield
-        sys.stdout.flush()
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # here a closed pipe can still be caught
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted; {one_line(interrupt)}".removesuffix("; "), file=sys.stderr)
         sys.exit(130)
@@ -144,7 +147,7 @@ def errors_in_one_line(*expected: type[Exception]) -> Iterator[None]:
         place = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or one_line(error)
         sys.exit(f"error: {place}; what was written before is kept")
     except Exception as error:
-        sys.exit(f"error: {type(error).__name__}: {one_line(error)[:300]} ({TRACEBACK}=1 shows where)")
+        sys.exit(one_line(f"error: {type(error).__name__}: {one_line(error)[:300]} ({TRACEBACK}=1 shows where)"))
     finally:
         threading.excepthook = hook
 
@@ -178,5 +181,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say where
+        raise
     finally:
         beside.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from model import INITS, MLP, Dropout, entropy, store_grad
+from observe import Recorder
 
 
 def test_the_class_s_network():
@@ -27,6 +28,14 @@ def test_order_in_a_hidden_layer_and_raw_logits(norm):
     logits = model.linears[3](x)
     assert torch.equal(model(images), logits)
     assert (logits < 0).any() and not torch.allclose(logits.exp().sum(1), torch.ones(7))
+
+
+@pytest.mark.parametrize("hidden", [(5,), (50, 20), (7, 8, 9, 10, 11)])
+def test_hidden_layers_of_any_width(hidden):
+    model = MLP(64, 10, hidden=hidden, norm="batch", init="he", dropout=0.1)
+    assert [linear.out_features for linear in model.linears] == [*hidden, 10]
+    assert [norm.num_features for norm in model.norms] == [*hidden]
+    assert model(torch.rand(3, 8, 8)).shape == (3, 10)
 
 
 def test_every_hidden_layer_has_a_norm_of_its_own():
@@ -96,28 +105,37 @@ def test_layer_norm_looks_at_one_image_only():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_stored_gradients_are_those_of_autograd(dropout):
+def test_stored_gradients_are_those_of_autograd(dropout, tmp_path):
+    """At the input of every linear layer, as the recorder attaches store_grad from outside."""
     model, images, labels = MLP(64, 10, norm="batch", dropout=dropout), torch.rand(9, 8, 8), torch.arange(9)
     inputs = []
-    loss = nn.functional.cross_entropy(model(images, inputs), labels)
+
+    def store(x):
+        inputs.append(store_grad(x))
+        return inputs[-1]
+
+    with Recorder(tmp_path).input_gradients(model, store, 0, looked_at=True, histograms=False):
+        loss = nn.functional.cross_entropy(model(images), labels)
+        expected = torch.autograd.grad(loss, inputs, retain_graph=True)
+        for x in inputs:
+            x.grad = None
+        loss.backward()
     assert [x.shape[1] for x in inputs] == [64, 100, 100, 100]
-    expected = torch.autograd.grad(loss, inputs, retain_graph=True)
-    for x in inputs:
-        x.grad = None
-    loss.backward()
     for x, gradient in zip(inputs, expected, strict=True):
         assert torch.equal(x.grad, gradient) and gradient.abs().sum() > 0
     assert not images.requires_grad, "the caller's images were changed"
 
 
-def test_looking_at_the_inputs_changes_no_gradient_of_a_weight():
-    def gradients(inputs):
+def test_looking_at_the_inputs_changes_no_gradient_of_a_weight(tmp_path):
+    def gradients(looked_at):
         torch.manual_seed(0)
         model = MLP(64, 10, dropout=0.3)
-        model(torch.rand(9, 8, 8), inputs).logsumexp(1).sum().backward()
+        with Recorder(tmp_path).input_gradients(model, store_grad, 0, looked_at, histograms=True):
+            model(torch.rand(9, 8, 8)).logsumexp(1).sum().backward()
+        assert not any(module._forward_pre_hooks for module in model.modules()), "a hook was left behind"
         return [p.grad for p in model.parameters()]
 
-    assert all(torch.equal(a, b) for a, b in zip(gradients(None), gradients([]), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(gradients(False), gradients(True), strict=True))
 
 
 def test_store_grad_of_a_leaf_and_of_a_result():

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from model import MLP
 from regularizers import gaussian_deviation, l1_penalty, l2_penalty, laplace_scale, penalized_weights
@@ -17,6 +18,11 @@ def model():
 def test_only_the_weight_matrices_of_linear_layers_are_penalized(model):
     names = [name for name, p in model.named_parameters() if any(p is weight for weight in penalized_weights(model))]
     assert names == [f"linears.{layer}.weight" for layer in range(4)]
+
+
+def test_kernels_are_penalized_too():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+    assert [id(weight) for weight in penalized_weights(model)] == [id(model[0].weight), id(model[3].weight)]
 
 
 def test_penalties_are_the_sums_that_they_say(model):
