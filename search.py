@@ -1,297 +1,158 @@
 """Search hyper-parameters with Optuna: the lowest validation cost on the 95 %, over combinations of regularisations.
 
-    python search.py --trials 60 --workers 2
-
-Optuna's storage is the only thing that workers share: a journal file, or a database that any number of machines reach.
+python search.py --trials 60 --workers 2
+python search.py --norm batch --search lr,l2,dropout --study with-batch-norm
 """
 
-import multiprocessing
-import os
-import shutil
-import signal
-import socket
-import sys
-import threading
-import time
+import re
+import shlex
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Collection
+from dataclasses import asdict, field, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import optuna
-import psutil
-import sqlalchemy
-import torch
 import tyro
-from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial, TrialState
-from tqdm import tqdm
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
 
 import data
-from report import mean_and_interval
-from shell import errors_in_one_line, one_line, parse, replacing
-from train import Config, RunError, check_ranges, command, flag, resolve, train, warn
+from support import report, workers
+from support.folder import RunError
+from support.shell import as_text, between, errors_in_one_line, flag, parse, wrong_arguments
+from support.storage import Place, StudyError
+from support.workers import Failed, finished, number
+from train import SETTINGS, SPACE, Config, command, resolve, train, warn
 
 SEARCH_FOLDS = (0, 1, 2)  # the only ones that choose anything
-HEARTBEAT, GRACE = 10, 40  # seconds between a worker's signs of life in a database, and without one until it is dead
+CONFIRM_FOLDS = tuple(fold for fold in range(data.FOLDS) if fold not in SEARCH_FOLDS)
+GEOMETRY = ("rotate", "zoom", "shift", "shear", "elastic")
+SEARCHABLE = ("lr", "schedule", "init", "norm", "l1", "l2", "weight_decay", "dropout", "noise", "geometry")
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SETTINGS)
 class SearchOptions:
-    """Search hyper-parameters with Optuna. A setting of train.py that is given here is fixed, and not searched."""
+    """Search the settings that --search names; all others are what is given, or their defaults."""
 
     config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
+    search: str = "lr,norm,l1,l2,dropout"  # of lr,schedule,init,norm,l1,l2,weight_decay,dropout,noise,geometry
+    augment: bool = False  # search noise and geometry (rotate, zoom, shift, shear, elastic) as well
     study: str = "search"  # its name; the same name again goes on with the same study
-    trials: int = 60  # finished trials, over all workers and restarts
-    workers: int = 2  # processes, with one thread each
-    storage: str = ""  # URL of a database that several machines share; by default a journal file beside the runs
-    runs_dir: str = "runs"  # folder of all runs; the study is kept in its folder search
-    augment: bool = False  # search noise and geometry as well
-    folds_per_trial: int = 1  # of the search folds 0, 1, 2: the cost of a trial is the mean over them
+    trials: Annotated[int, between(1, 1_000_000)] = 60  # finished ones, over all workers and restarts
+    workers: Annotated[int, between(1, 1000)] = 2  # processes, with one thread each
+    storage: str = field(default="", repr=False)  # URL of a database that machines share; else a file of the study's
+    studies_dir: str = "studies"  # the study is kept in search/<study> in there
+    folds_per_trial: Annotated[int, between(1, len(SEARCH_FOLDS))] = 1  # the cost of a trial is the mean over them
     prune: bool = True  # stop hopeless trials early
-    confirm: int = 0  # then run the best trial and the baseline on so many folds that the search never saw
+    confirm: Annotated[int, between(0, len(CONFIRM_FOLDS))] = 0  # run the best and the baseline on so many other folds
     report: str = ""  # only write the report of this study
 
     def __post_init__(self):
-        folds = data.FOLDS - len(SEARCH_FOLDS)
-        check_ranges(self, {"trials": (1, 1e6), "workers": (1, 1000), "folds_per_trial": (1, 3), "confirm": (0, folds)})
         for name in ("study", "report"):
-            if Path(getattr(self, name)).name != getattr(self, name):
-                raise ValueError(f"{flag(name)} {getattr(self, name)}: allowed is a name without slashes")
+            if not re.fullmatch(r"(?!\.)[\w.-]*", getattr(self, name)) or not self.study:
+                raise ValueError(
+                    f"{flag(name)} {getattr(self, name)}: allowed are letters, digits and - _ . but not . first"
+                )
+        unknown = set(self.search.replace("-", "_").split(",")) - set(SEARCHABLE)
+        if unknown:
+            raise ValueError(f"--search {self.search}: allowed are {', '.join(SEARCHABLE)}, with commas between them")
+        for name in self.searched:
+            for setting in GEOMETRY if name == "geometry" else (name,):
+                value = getattr(self.config, setting)
+                if value != getattr(Config, setting):
+                    rest = ",".join(other for other in self.searched if other != name)
+                    way = f", or search the rest alone: --search {rest}" if rest else ""
+                    way += " without --augment" if rest and self.augment else ""
+                    raise ValueError(f"{flag(setting)} {as_text(value)}: {name} is to be searched; drop it{way}")
         if self.config.fold:
             raise ValueError(f"--fold {self.config.fold}: a search runs on the folds {SEARCH_FOLDS}; drop --fold")
         if self.confirm == 1:
             raise ValueError("--confirm 1: one fold has no interval; give 2 or more")
 
+    @property
+    def searched(self) -> list[str]:
+        names = self.search.replace("-", "_").split(",") + ["noise", "geometry"] * self.augment
+        return [name for name in SEARCHABLE if name in names]
+
+    @property
+    def place(self) -> Place:
+        name = self.report or self.study
+        return Place(Path(self.studies_dir) / "search" / name, name, self.storage)
+
 
 # --- the space -------------------------------------------------------------------------------------------------------
 
 
-def suggest(trial: optuna.Trial, fixed: Config, given: set[str], augment: bool) -> Config:
-    """The settings of one trial: `fixed`, with everything that is not in `given` searched.
+def suggest(trial: optuna.Trial | FixedTrial, fixed: Config, searched: Collection[str]) -> Config:
+    """The settings of a trial: those of `fixed`, but for what is `searched`, of which SPACE holds the ranges.
 
     A strength is asked for only where its regularisation is used.
     """
-    found = {}
 
-    def strength(name: str, low: float, high: float, log: bool = False, switch: str = "") -> None:
-        if name not in given and (not switch or trial.suggest_categorical(f"use_{switch}", [False, True])):
-            found[name] = trial.suggest_float(name, low, high, log=log)
+    def strength(name: str) -> float:
+        low, high, log = SPACE[name]
+        return trial.suggest_float(name, low, high, log=log)
 
-    strength("lr", 1e-4, 1e-2, log=True)
-    if "norm" not in given:
+    found: dict[str, float | str] = {}
+    if "lr" in searched:
+        found["lr"] = strength("lr")
+    if "schedule" in searched:
+        found["schedule"] = trial.suggest_categorical("schedule", ["constant", "one-cycle"])
+    if "init" in searched:
+        found["init"] = trial.suggest_categorical("init", ["default", "glorot", "he"])
+    if "norm" in searched:
         found["norm"] = trial.suggest_categorical("norm", ["none", "batch", "layer"])
-    strength("l1", 1e-7, 1e-3, log=True, switch="l1")
-    strength("l2", 1e-6, 1e-1, log=True, switch="l2")
-    strength("dropout", 0.05, 0.7, switch="dropout")
-    if augment:
-        strength("noise", 0.02, 0.6, switch="noise")
-        for name, high in (("rotate", 30), ("zoom", 0.3), ("shift", 4), ("shear", 0.3), ("elastic", 60)):
-            strength(name, 0, high, switch="geometry")
+    if "l1" in searched and trial.suggest_categorical("use_l1", [False, True]):
+        found["l1"] = strength("l1")
+    if "l2" in searched and trial.suggest_categorical("use_l2", [False, True]):
+        found["l2"] = strength("l2")
+    if "weight_decay" in searched and trial.suggest_categorical("use_weight_decay", [False, True]):
+        found["weight_decay"] = strength("weight_decay")
+    if "dropout" in searched and trial.suggest_categorical("use_dropout", [False, True]):
+        found["dropout"] = strength("dropout")
+    if "noise" in searched and trial.suggest_categorical("use_noise", [False, True]):
+        found["noise"] = strength("noise")
+    if "geometry" in searched and trial.suggest_categorical("use_geometry", [False, True]):
+        found |= {name: strength(name) for name in GEOMETRY}
     return replace(fixed, **found)
 
 
-# --- storage ---------------------------------------------------------------------------------------------------------
+# --- the search ------------------------------------------------------------------------------------------------------
 
 
-def open_storage(url: str, journal: Path) -> optuna.storages.BaseStorage:
-    """The database at `url`, or else, where that is empty, the file `journal`."""
-    if not url:
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        # Optuna's usual lock, a symbolic link, hangs for ever on a relative path if its owner is killed
-        return JournalStorage(JournalFileBackend(str(journal), JournalFileOpenLock(str(journal), grace_period=5)))
-    postgres = sqlalchemy.make_url(url).get_backend_name() == "postgresql"
-    return RDBStorage(
-        url,
-        engine_kwargs={"pool_pre_ping": True} | ({"connect_args": {"connect_timeout": 10}} if postgres else {}),
-        heartbeat_interval=HEARTBEAT,
-        grace_period=GRACE,
-        heartbeat_stale_trial_callback=try_again,  # for the workers of a machine that went away as a whole
-    )
-
-
-@contextmanager
-def storage_errors(url: str) -> Iterator[None]:
-    """Turns what Optuna and SQLAlchemy raise into a RunError with one line, without the password in `url`."""
-    try:
-        yield
-    except sqlalchemy.exc.ArgumentError:
-        raise RunError(
-            "--storage: not a database URL; allowed is one such as postgresql://user@host/database"
-        ) from None
-    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
-        reason = one_line(getattr(cause, "orig", None) or cause or error)[:200]
-        password = sqlalchemy.make_url(url).password if url else None
-        shown = sqlalchemy.make_url(url).render_as_string(hide_password=True) if url else "the journal"
-        reason = reason.replace(str(password), "***") if password else reason
-        raise RunError(f"--storage {shown}: out of reach ({reason}); what was finished is kept there") from None
-
-
-def open_study(options: SearchOptions, given: set[str]) -> optuna.Study:
-    """The study of these options, begun or gone on with; one of the same name with other settings is a RunError."""
-    settings = asdict(options.config) | {"given": sorted(given)}
-    settings |= {name: getattr(options, name) for name in ("augment", "folds_per_trial", "prune")}
-    storage = open_storage(options.storage, journal(options))
-    study = optuna.create_study(storage=storage, study_name=options.study, load_if_exists=True, pruner=make_pruner())
-    if "settings" not in study.user_attrs:
-        study.set_user_attr("settings", settings)
-    begun = study.user_attrs["settings"]
-    other = [
-        f"{name} {begun.get(name)}, not {settings[name]}" for name in settings if settings[name] != begun.get(name)
-    ]
-    if other:
-        raise RunError(f"--study {options.study}: begun with {'; '.join(other)}; take another name or its settings")
-    return study
-
-
-def load_study(options: SearchOptions) -> optuna.Study:
-    """The study that exists already; RunError if there is none."""
-    name = options.report or options.study
-    try:
-        if not options.storage and not journal(options).exists():
-            raise KeyError
-        return optuna.load_study(study_name=name, storage=open_storage(options.storage, journal(options)))
-    except KeyError:
-        place = "in --storage" if options.storage else f"at {journal(options)}"
-        raise RunError(f"--report {name}: there is no such study {place}") from None
-
-
-# --- trials ----------------------------------------------------------------------------------------------------------
-
-
-def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that count: complete, pruned or failed, but for those that were queued again or are one too many."""
-    return [trial for trial in not_repeated(study) if trial.state.is_finished() and "surplus" not in trial.user_attrs]
-
-
-def not_repeated(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that were not queued again."""
-    trials = study.get_trials(deepcopy=False)
-    repeated = {number for trial in trials for number in trial.system_attrs.get("retry_history", [])}
-    return [trial for trial in trials if trial.number not in repeated]
-
-
-def original(trial: FrozenTrial) -> int:
-    """Number of the trial that this one repeats, or its own."""
-    return trial.system_attrs.get("failed_trial", trial.number)
-
-
-def me() -> list:
-    """This process, told from another one that gets its number later."""
-    return [socket.gethostname(), os.getpid(), psutil.Process().create_time()]
-
-
-def is_dead(worker: list) -> bool:
-    """Whether a worker of this machine is no more; of another machine's nothing is known."""
-    host, pid, created = worker
-    if host != socket.gethostname():
-        return False
-    try:
-        process = psutil.Process(pid)
-        other = abs(process.create_time() - created) > 5  # seconds; the time moves a little when the clock is set
-        return other or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def try_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Queues a failed trial once more; it goes on from its last checkpoint. One that lost two workers stays failed."""
-    trials = study.get_trials(deepcopy=False)
-    history = [trials[number] for number in trial.system_attrs.get("retry_history", [])]
-    deaths = [failed for failed in (*history, trial) if "interrupted" not in failed.user_attrs]
-    if len(deaths) < 2:
-        RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(study, trial)
-
-
-def recover(study: optuna.Study) -> None:
-    """Queues once more what was interrupted, and what dead workers of this machine have left running."""
-    for trial in not_repeated(study):
-        if trial.state == TrialState.FAIL and "interrupted" in trial.user_attrs:
-            try_again(study, trial)
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        nobody = "worker" not in trial.user_attrs and time.time() - trial.datetime_start.timestamp() > GRACE
-        if nobody or ("worker" in trial.user_attrs and is_dead(trial.user_attrs["worker"])):
-            try:
-                study.tell(trial.number, state=TrialState.FAIL)
-            except ValueError:  # another machine was faster
-                continue
-            try_again(study, trial)
-
-
-class Surplus(Exception):
-    """Other workers have begun as many trials as are wanted."""
-
-
-def leave(trial: optuna.Trial) -> None:
-    """Ends a trial that nobody wants; it does not count."""
-    trial.set_user_attr("surplus", True)
-    raise Surplus
-
-
-@contextmanager
-def at_work(trial: optuna.Trial) -> Iterator[None]:
-    """Inside, the trial is this process's; Ctrl-C marks it as one that `recover` queues again."""
-    trial.set_user_attr("worker", me())
-    try:
-        yield
-    except KeyboardInterrupt:
-        trial.set_user_attr("interrupted", True)
-        raise
-
-
-class Failed(Exception):
-    """The trial failed for the reason that is given, which is no fault of the program."""
-
-
-def run_trial(trial: optuna.Trial, options: SearchOptions, given: set[str], folder: Path) -> float:
+def run_trial(trial: optuna.Trial, folder: Path, options: SearchOptions) -> float:
     """Trains one trial: the mean over its folds of the lowest validation cost. The test set is not even read."""
-    *earlier, this = trial.study.get_trials(deepcopy=False)[: trial.number + 1]
-    begun = {original(t) for t in earlier if t.state != TrialState.WAITING and "surplus" not in t.user_attrs}
-    if original(this) not in begun and len(begun) >= options.trials:
-        leave(trial)
-    config = suggest(trial, options.config, given, options.augment)
-    costs = []
-    for turn, fold in enumerate(SEARCH_FOLDS[: options.folds_per_trial]):
+    config = suggest(trial, options.config, options.searched)
+    costs: list[float] = []
 
-        def report(row: dict, best: dict, turn=turn) -> None:
-            so_far = [*costs, best["val_loss"]]
-            trial.report(sum(so_far) / len(so_far), turn * (config.epochs + 1) + row["epoch"])
-            if options.prune and trial.should_prune():
-                raise optuna.TrialPruned
+    def tell(row: dict, best: dict) -> None:
+        so_far = [*costs, best["loss/val"]]
+        trial.report(sum(so_far) / len(so_far), len(costs) * (config.epochs + 1) + row["epoch"])
+        if options.prune and trial.should_prune():
+            raise optuna.TrialPruned
 
-        name = f"trial-{original(this):04d}" + (f"-fold-{fold}" if options.folds_per_trial > 1 else "")
+    for fold in SEARCH_FOLDS[: options.folds_per_trial]:
+        place = folder / f"fold-{fold}" if options.folds_per_trial > 1 else folder
         try:
-            with at_work(trial):
-                result = run_once(
-                    replace(config, fold=fold), folder, name, splits=("train", "val"), on_evaluation=report
-                )
+            result = train(replace(config, fold=fold), place, ("train", "val"), quiet=True, on_evaluation=tell)
         except optuna.TrialPruned:
-            (folder / name / "last.pt").unlink(missing_ok=True)
+            (place / "last.pt").unlink(missing_ok=True)  # nobody goes on with it
             raise
+        (place / "last.pt").unlink(missing_ok=True)
         if result["status"] == "diverged":
-            trial.set_user_attr("reason", f"diverged after {result['step']} updates")
-            raise Failed
-        costs.append(result["best"]["val_loss"])
+            raise Failed(f"diverged after {result['step']} updates")
+        costs.append(result["best"]["loss/val"])
     return sum(costs) / len(costs)
 
 
-def run_once(config: Config, folder: Path, name: str, **more) -> dict:
-    """The result of `train` in folder/name: begun, gone on with, or only read, as the case may be."""
-    begun = (folder / name / "config.json").exists()
-    if not begun:
-        shutil.rmtree(folder / name, ignore_errors=True)  # killed before it had begun
-    place = {"resume": str(folder / name)} if begun else {"runs_dir": str(folder), "name": name}
-    result = train(config, **place, quiet=True, **more)
-    (folder / name / "last.pt").unlink(missing_ok=True)  # nobody goes on with a finished run
-    return result
+def make_sampler(seed: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
 
 
 def make_pruner() -> optuna.pruners.BasePruner:
@@ -304,201 +165,91 @@ def make_pruner() -> optuna.pruners.BasePruner:
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=40, reduction_factor=2)
 
 
-def missing(study: optuna.Study, trials: int) -> int:
-    """How many of the `trials` that are wanted are not finished."""
-    return trials - len(finished(study))
-
-
-# --- workers, for every study ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the workers of one study have to know; all of it travels to their processes."""
-
-    trials: int  # wanted in all
-    storage: str  # as in SearchOptions
-    open_study: Callable[[], optuna.Study]
-    run_trial: Callable[[optuna.Trial], float]
-    missing: Callable[[optuna.Study], int]  # how many of the wanted trials are not finished
-    enqueue: Callable[[optuna.Study], None] | None = None  # keeps trials queued; no others are begun then
-    seed: int = 0  # of the sampler, for trials that nobody queued
-
-
-def work(job: Job, errors, index: int) -> None:
-    """One worker: takes trials until enough are finished, and waits for those that others still run."""
-    become_worker()
-    try:
-        with storage_errors(job.storage):
-            study = job.open_study()
-            seed = np.random.SeedSequence([job.seed, index, len(study.trials)]).generate_state(1)[0]
-            study.sampler = optuna.samplers.TPESampler(
-                multivariate=True, group=True, constant_liar=True, seed=int(seed)
-            )
-            while multiprocessing.parent_process().is_alive() and (left := job.missing(study)) > 0:
-                states = [trial.state for trial in study.get_trials(deepcopy=False)]
-                if TrialState.WAITING not in states and (job.enqueue or states.count(TrialState.RUNNING) >= left):
-                    time.sleep(0.5)  # the last ones are under way; should a worker die, another takes over
-                else:
-                    try:
-                        study.optimize(job.run_trial, n_trials=1, catch=(Failed, Surplus))
-                    except ValueError as error:
-                        if not str(error).startswith("Cannot tell"):
-                            raise
-                        # this machine slept so long that another one took the trial for dead, and runs it again
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:  # the first process says it, once for all workers
-        expected = isinstance(error, RunError | data.DataError)
-        errors.put(one_line(error) if expected else f"a worker failed: {type(error).__name__}: {one_line(error)}")
-        sys.exit(1)
-
-
-def process_context() -> multiprocessing.context.BaseContext:
-    """How workers start: as forks of a process that has done the slow imports and nothing else, or else anew."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["search"])
-    return context
-
-
-def become_worker() -> None:
-    """One thread a process: processes that fight for cores lose time."""
-    torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's, which a killed worker would leave behind
-    be_quiet()
-
-
-def be_quiet() -> None:
-    """Optuna logs every trial and warns that what is used here is experimental."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-
-
-def supervise(job: Job, count: int) -> optuna.Study:
-    """Runs `count` workers until no trial is missing; restarts those that die."""
-    study = job.open_study()
-    context = process_context()
-    errors = context.SimpleQueue()
-    workers, started = [], 0
-    try:
-        with tqdm(total=job.trials, unit="trial", disable=None) as bar:
-            while (left := job.missing(study)) > 0:
-                bar.update(job.trials - left - bar.n)
-                for worker in [worker for worker in workers if not worker.is_alive()]:
-                    workers.remove(worker)
-                    if not errors.empty():
-                        raise RunError(errors.get())
-                recover(study)
-                if job.enqueue:
-                    job.enqueue(study)
-                if started >= 10 * count + job.trials:
-                    raise RunError(f"{started} workers have died; run train.py alone to see why")
-                while len(workers) < count:
-                    workers.append(context.Process(target=work, args=(job, errors, started)))
-                    workers[-1].start()
-                    started += 1
-                time.sleep(0.5)
-            bar.update(job.trials - bar.n)
-        for worker in workers:
-            worker.join()
-    except KeyboardInterrupt:
-        for worker in workers:
-            if worker.is_alive():
-                os.kill(worker.pid, signal.SIGINT)  # a terminal has told them too, but not everybody has a terminal
-        for worker in workers:
-            worker.join()
-        recover(study)
-        raise KeyboardInterrupt("the same command goes on with the study") from None
-    finally:
-        for worker in workers:
-            worker.kill()
-    return study
-
-
-def search(options: SearchOptions, given: set[str]) -> optuna.Study:
-    """Runs workers until `options.trials` trials are finished."""
-    job = Job(
+def search(options: SearchOptions) -> optuna.Study:
+    """Runs workers until `options.trials` trials are finished. Data set and device of its config are resolved."""
+    config = options.config
+    settings = asdict(config) | {"data_sha256": data.load(config.data, config.data_dir).sha256}
+    settings |= {"search": ",".join(options.searched)}
+    settings |= {name: getattr(options, name) for name in ("folds_per_trial", "prune")}
+    return workers.run_search(
+        options.place,
+        partial(run_trial, options=options),
         trials=options.trials,
-        storage=options.storage,
-        open_study=partial(open_study, options, given),
-        run_trial=partial(run_trial, options=options, given=given, folder=study_folder(options)),
-        missing=partial(missing, trials=options.trials),
-        seed=options.config.seed,
+        workers=options.workers,
+        settings=settings,
+        sampler=make_sampler,
+        pruner=make_pruner(),
+        seed=config.seed,
+        preload=["search"],
+        describe=best_so_far,
     )
-    return supervise(job, options.workers)
+
+
+def ranked(study: optuna.Study) -> list[FrozenTrial]:
+    """The complete trials, the best one first."""
+    complete = [trial for trial in finished(study) if trial.state == TrialState.COMPLETE]
+    return sorted(complete, key=lambda trial: (trial.value, trial.number))
+
+
+def best_so_far(study: optuna.Study) -> str:
+    return f"best cost {trials[0].value:.4f}" if (trials := ranked(study)) else ""
+
+
+def of_study(options: SearchOptions, study: optuna.Study) -> SearchOptions:
+    """`options` with the settings under which `study` was begun."""
+    settings = study.user_attrs.get("settings", {})
+    try:
+        config = {one.name: settings[one.name] for one in fields(Config)}
+        return replace(
+            options,
+            config=TypeAdapter(Config).validate_python(config, strict=False),
+            augment=False,  # what it adds stands in "search" by name
+            **{name: settings[name] for name in ("search", "folds_per_trial", "prune")},
+        )
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise StudyError(f"study {study.study_name}: not one of search.py's; name another") from None
 
 
 # --- confirmation ----------------------------------------------------------------------------------------------------
 
 
 def confirm(study: optuna.Study, options: SearchOptions) -> None:
-    """Runs the best trial and the baseline on folds that the search never saw; writes confirmed.md for the report."""
-    folds = [fold for fold in range(data.FOLDS) if fold not in SEARCH_FOLDS][: options.confirm]
-    best = config_of(study.best_trial, study)
-    methods = {"baseline": fixed_of(study), f"trial {original(study.best_trial)}": best}
-    with ProcessPoolExecutor(options.workers, process_context(), initializer=become_worker) as pool:
-        futures = {
-            method: [
-                pool.submit(
-                    run_once,
-                    replace(config, fold=fold),
-                    study_folder(options),
-                    f"confirm-{method.replace(' ', '-')}-fold-{fold}",
-                )
-                for fold in folds
-            ]
-            for method, config in methods.items()
-        }
-        for future in tqdm([future for runs in futures.values() for future in runs], unit="run", disable=None):
-            future.result()
-    measured = {
-        method: {
-            measure: [run.result()["best"][measure] for run in runs]
-            for measure in ("val_loss", "val_error", "test_error")
-        }
-        for method, runs in futures.items()
+    """Runs the best trial and the baseline on folds that the search never saw; writes confirmed.csv for the report."""
+    best = ranked(study)[0]
+    if data.load(options.config.data, options.config.data_dir).sha256 != study.user_attrs["settings"]["data_sha256"]:
+        raise StudyError(f"study {study.study_name}: its data are others now; bring back those it began with")
+    methods = {
+        report.BASELINE: options.config,
+        f"trial {number(best)}": suggest(FixedTrial(best.params), options.config, options.searched),
     }
-    lines = [
-        f"## Confirmed on folds {folds[0]} to {folds[-1]}, which the search never saw",
-        "",
-        f"Mean over {len(folds)} folds and its 95 % interval, at the lowest validation cost of each run.",
-        "",
-        "| | validation cost | validation error | test error |",
-        "|---|---|---|---|",
+    payloads = [
+        {"method": method, "config": asdict(replace(config, fold=fold, seed=fold))}
+        for fold in CONFIRM_FOLDS[: options.confirm]
+        for method, config in methods.items()
     ]
-    for method, values in measured.items():
-        cost, *errors = map(mean_and_interval, values.values())
-        lines.append(
-            f"| {method} | {cost[0]:.4f} ± {cost[1]:.4f} | "
-            + " | ".join(f"{mean:.2%} ± {half:.2%}" for mean, half in errors)
-            + " |"
-        )
-    baseline, other = measured.values()
-    mean, half = mean_and_interval(np.subtract(other["test_error"], baseline["test_error"]))
-    lines += [
-        "",
-        f"Difference of the test errors, paired by fold: {mean * 100:+.2f} ± {half * 100:.2f} percentage points.",
+    place = replace(options.place, name=f"{options.place.name}/confirm")  # the name of no search: those have no slash
+    runs = workers.run_planned(
+        place, run_confirmation, payloads, workers=options.workers, label=confirmation_label, preload=["search"]
+    )
+    rows = [
+        {"method": payload["method"], "fold": payload["config"]["fold"]} | runs[workers.digest(payload)].result
+        for payload in payloads
     ]
-    with replacing(study_folder(options) / "confirmed.md") as path:
-        path.write_text("\n".join(lines) + "\n")
+    report.write_csv(options.place.folder / "confirmed.csv", rows)
+
+
+def run_confirmation(payload: dict, folder: Path) -> dict:
+    """One run on all splits: its status, and its measurement at the lowest validation cost."""
+    result = train(Config(**payload["config"]), folder, quiet=True)
+    (folder / "last.pt").unlink(missing_ok=True)
+    return {"status": result["status"]} | result["best"]
+
+
+def confirmation_label(payload: dict) -> str:
+    return f"confirm-{payload['method']}-fold-{payload['config']['fold']}"
 
 
 # --- report ----------------------------------------------------------------------------------------------------------
-
-
-def fixed_of(study: optuna.Study) -> Config:
-    """The settings of the study with everything that it searches at its default: the baseline."""
-    settings = study.user_attrs["settings"]
-    return Config(**{f.name: settings[f.name] for f in fields(Config)})
-
-
-def config_of(trial: FrozenTrial, study: optuna.Study) -> Config:
-    """The settings of a finished trial."""
-    settings = study.user_attrs["settings"]
-    again = optuna.trial.FixedTrial(trial.params)
-    return suggest(again, fixed_of(study), set(settings["given"]), settings["augment"])
 
 
 def at_border(trial: FrozenTrial) -> list[str]:
@@ -513,103 +264,134 @@ def at_border(trial: FrozenTrial) -> list[str]:
     return found
 
 
-def write_report(study: optuna.Study, options: SearchOptions) -> Path:
-    """Writes report.md and its figures in the study's folder; returns the path of the report."""
+def report_lines(study: optuna.Study, options: SearchOptions, table: Callable) -> list[str]:
+    """The report, with its tables made by `table`: report.markdown_table for a file, or text_table for a terminal."""
+    done, complete = finished(study), ranked(study)
+    failed = [trial for trial in done if trial.state == TrialState.FAIL]
+    pruned = len(done) - len(complete) - len(failed)
+    if not complete:
+        reason = f", the last one: {failed[-1].user_attrs['reason']}" if failed else ""
+        raise StudyError(
+            f"study {study.study_name}: none of its {len(done)} trials is complete ({pruned} pruned, {len(failed)} "
+            f"failed{reason}); run more --trials"
+        )
+    best, folds = complete[0], " and ".join(map(str, SEARCH_FOLDS[: options.folds_per_trial]))
+    config = suggest(FixedTrial(best.params), options.config, options.searched)
+    lines = [f"# Study {study.study_name}", ""]
+    lines += [f"{len(done)} trials: {len(complete)} complete, {pruned} pruned, {len(failed)} failed."]
+    lines += [f"The cost of a trial is the lowest validation cost of its run, the mean over fold {folds}.", ""]
+    lines += [f"## The best: trial {number(best)}, validation cost {best.value:.4f}", ""]
+    lines += ["```sh", command(replace(config, histograms=Config.histograms)), "```", ""]
+    for border in at_border(best):
+        lines += [f"**Warning:** {border}: at the border of its range; a wider one may hold a better value.", ""]
+    rows = []
+    for trial in complete[:10]:
+        found = {name: value for name, value in trial.params.items() if not name.startswith("use_")}
+        settings = (f"{name} {value if isinstance(value, str) else f'{value:.3g}'}" for name, value in found.items())
+        rows.append([str(number(trial)), f"{trial.value:.4f}", ", ".join(settings)])
+    lines += ["## The best ten", "", *table(["trial", "validation cost", "settings"], rows), ""]
+    if failed:
+        rows = [[str(number(trial)), trial.user_attrs["reason"]] for trial in failed]
+        lines += ["## Failed trials", "", *table(["trial", "reason"], rows), ""]
+    if (options.place.folder / "confirmed.csv").exists():
+        lines += confirmation_lines(report.read_csv(options.place.folder / "confirmed.csv"), table)
+    return lines
+
+
+def confirmation_lines(rows: list[dict], table: Callable) -> list[str]:
+    groups = report.runs_by_method(rows)
+    names = list(groups)
+    (pair,) = report.compare([(names[1], names[0])], groups, {})
+    folds = [row["fold"] for row in groups[report.BASELINE]]
+    cells = []
+    for method, runs in groups.items():
+        cost, half = report.mean_and_interval([row["loss/val"] for row in runs])
+        errors = (report.estimate([row[f"error/{split}"] for row in runs]) for split in ("val", "test"))
+        paired = report.paired_cells(pair if method == pair["method"] else {}, narrow=table is report.text_table)
+        cells.append([method, f"{cost:.4f} ± {half:.4f}", *map(report.percent, errors), *paired])
+    header = ["", "validation cost", "val error %", "test error %", "difference", "won", "p", "verdict"]
+    diverged = sum(row["status"] == "diverged" for row in rows)
+    return [
+        f"## Confirmed on folds {folds[0]} to {folds[-1]}, which the search never saw",
+        "",
+        *table(header, cells),
+        "",
+        "Each run at its lowest validation cost, the one on fold k with seed k: mean over the folds and its 95 % "
+        "interval. Difference of the test errors in points, paired by fold; won: the share of the folds with fewer "
+        f"errors; p: exact signed-rank test, from {report.LEAST_PAIRS} folds on."
+        + (f" {diverged} of {len(rows)} runs diverged." if diverged else ""),
+        "",
+    ]
+
+
+def draw(study: optuna.Study, folder: Path) -> list[str]:
+    """Writes Optuna's own figures in `folder`; returns their names."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from optuna.visualization import matplotlib as plots
 
-    folder = study_folder(options)
-    folder.mkdir(parents=True, exist_ok=True)
-    done = finished(study)
-    complete = sorted((t for t in done if t.state == TrialState.COMPLETE), key=lambda t: t.value)
-    if not complete:
-        raise RunError(f"--report {study.study_name}: no trial is complete yet; run more --trials")
-    pruned, failed = (sum(t.state == state for t in done) for state in (TrialState.PRUNED, TrialState.FAIL))
-    best, folds = complete[0], SEARCH_FOLDS[: study.user_attrs["settings"]["folds_per_trial"]]
-    lines = [
-        f"# Study {study.study_name}",
-        "",
-        f"{len(done)} trials: {len(complete)} complete, {pruned} pruned ({pruned / len(done):.0%}), {failed} failed. "
-        f"The cost of a trial is its lowest validation cost, the mean over the folds {', '.join(map(str, folds))}.",
-        "",
-        f"## The best: trial {original(best)}, validation cost {best.value:.4f}",
-        "",
-        "```sh",
-        command(replace(config_of(best, study), histograms=Config.histograms)),
-        "```",
-        "",
-    ]
-    for border in at_border(best):
-        lines += [f"**Warning:** {border}: at the border of its range; a wider one may hold a better value.", ""]
-    lines += ["## The best ten", "", "| trial | validation cost | settings |", "|---|---|---|"]
-    for trial in complete[:10]:
-        found = {name: value for name, value in trial.params.items() if not name.startswith("use_")}
-        settings = ", ".join(f"{name} {value if name == 'norm' else f'{value:.3g}'}" for name, value in found.items())
-        lines.append(f"| {original(trial)} | {trial.value:.4f} | {settings} |")
-    if failed:
-        lines += ["", "## Failed trials", "", "| trial | reason |", "|---|---|"]
-        for trial in done:
-            if trial.state == TrialState.FAIL:
-                lines.append(f"| {original(trial)} | {trial.user_attrs.get('reason', 'it lost two workers')} |")
-    lines.append("")
     figures = {"history": plots.plot_optimization_history}
-    if len(complete) > 3:
+    if len(ranked(study)) > 3:
         figures |= {"importances": plots.plot_param_importances, "slices": plots.plot_slice}
     for name, plot in figures.items():
-        with warnings.catch_warnings():
+        with report.reproducible_figures(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna's plots say so where trials are few
-            axes = np.atleast_1d(plot(study))
-        figure = axes[0].figure
-        figure.set_size_inches(max(8, 3.2 * len(axes)), 4.5)
-        for axis in axes:
-            if name != "importances":
-                axis.set_yscale("log")  # else one hopeless trial flattens all others
-            if axis.get_xscale() == "log":
-                axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())  # over a narrow range they overlap
-        with replacing(folder / f"{name}.png") as path:
-            figure.savefig(path, dpi=120, format="png", bbox_inches="tight")
+            axes = np.atleast_1d(plot(study, target_name="validation cost"))
+            figure = axes[0].figure
+            figure.set_size_inches(max(8, 3.2 * len(axes)), 4.5)
+            for axis in axes:
+                if name != "importances":
+                    axis.set_yscale("log")  # else one hopeless trial flattens all others
+                    axis.yaxis.set_major_formatter("{x:g}")
+                    axis.yaxis.set_minor_formatter("{x:g}")
+                if axis.get_xscale() == "log":
+                    axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())  # they overlap in a small range
+                for dots in axis.collections if name == "slices" else ():
+                    dots.set_clim(0, len(study.trials) - 1)  # else every panel has colours of its own
+            with report.replacing(folder / f"{name}.png") as path:
+                figure.savefig(path, dpi=120, format="png", bbox_inches="tight")
         plt.close(figure)
-        lines += [f"![{name}]({name}.png)", ""]
-    if (folder / "confirmed.md").exists():
-        lines.append((folder / "confirmed.md").read_text())
-    with replacing(folder / "report.md") as path:
-        path.write_text("\n".join(lines) + "\n")
-    return folder / "report.md"
+    return list(figures)
+
+
+def write_report(study: optuna.Study, options: SearchOptions) -> list[str]:
+    """Writes report.md and its figures in the study's folder; returns its lines for a terminal."""
+    folder = options.place.folder
+    lines = report_lines(study, options, report.markdown_table)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [f"![{name}]({name}.png)\n" for name in draw(study, folder)]
+    report.write_text(folder / "report.md", "\n".join([*lines, *pictures]))
+    return report_lines(study, options, report.text_table)
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def study_folder(options: SearchOptions) -> Path:
-    return Path(options.runs_dir) / "search" / (options.report or options.study)
-
-
-def journal(options: SearchOptions) -> Path:
-    return study_folder(options).with_suffix(".log")
-
-
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    options = parse(SearchOptions, argv)
-    words = {word.split("=")[0].replace("_", "-") for word in argv}
-    given = {f.name for f in fields(Config) if flag(f.name) in words}
-    be_quiet()
-    with errors_in_one_line(data.DataError, RunError), storage_errors(options.storage):
+    with errors_in_one_line(data.DataError, RunError, StudyError, report.ReportError):
+        options = parse(SearchOptions, argv)
         if options.report:
-            study = load_study(options)
+            allowed = ("report", "storage", "studies_dir", "confirm", "workers")
+            if options != SearchOptions(**{name: getattr(options, name) for name in allowed}):
+                wrong_arguments(
+                    f"--report {options.report}: a study has its own settings; beside it are allowed "
+                    f"{', '.join(map(flag, allowed[1:]))}"
+                )
+            study = workers.load(options.place)
+            options = of_study(options, study)
         else:
             dataset = data.load(options.config.data, options.config.data_dir)
             warn(dataset)
             options = replace(options, config=replace(resolve(options.config, dataset), histograms=0))
-            study = search(options, given)
-        if options.confirm:
+            study = search(options)
+        if options.confirm and ranked(study):
             confirm(study, options)
-        report = write_report(study, options)
-        print(report.read_text())
-        print(f"written to {report}")
+        print("\n".join(write_report(study, options)))
+        folder = options.place.folder
+        print(f"written to {folder / 'report.md'}, with figures")
+        print(f"look at the runs: tensorboard --logdir {shlex.quote(str(folder / 'runs'))}")
 
 
 if __name__ == "__main__":

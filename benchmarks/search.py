@@ -6,6 +6,7 @@ The usual way is a Lightning Trainer over DataLoaders in an Optuna objective, on
 same space at equal epochs and without pruning, and validate on the same images at the same moments.
 """
 
+import argparse
 import logging
 import sys
 import tempfile
@@ -24,6 +25,8 @@ import data
 import observe
 import search
 import train
+from model import MLP
+from support import workers
 
 TRIALS, EPOCHS = 8, 150
 OFF = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
@@ -35,7 +38,7 @@ class Usual(lightning.LightningModule):
     def __init__(self, config, in_features, classes):
         super().__init__()
         self.config, self.lowest = config, float("inf")
-        self.model = train.MLP(in_features, classes, norm=config.norm, dropout=config.dropout)
+        self.model = MLP(in_features, classes, norm=config.norm, dropout=config.dropout)
 
     def training_step(self, batch, _):
         loss = train.objective(self.model, *batch, self.config)
@@ -57,15 +60,15 @@ class Usual(lightning.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.config.lr)
 
 
-def usual_way(fixed, dataset):
-    """Seconds and lowest validation cost of TRIALS trials."""
+def usual_way(fixed, dataset, count):
+    """Seconds and lowest validation cost of `count` trials."""
     cpu = torch.device("cpu")
     training, validation = (
         TensorDataset(*data.split_tensors(dataset, split, fixed.fold, cpu)) for split in ("train", "val")
     )
 
     def objective(trial):
-        config = search.suggest(trial, fixed, set(), augment=False)
+        config = search.suggest(trial, fixed, search.SearchOptions().searched)
         module = Usual(config, dataset.in_features, dataset.classes)
         trainer = lightning.Trainer(max_epochs=config.epochs, accelerator="cpu", num_sanity_val_steps=0, **OFF)
         loaders = DataLoader(training, config.batch_size, shuffle=True), DataLoader(validation, config.batch_size)
@@ -74,38 +77,43 @@ def usual_way(fixed, dataset):
 
     start = time.perf_counter()
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
-    study.optimize(objective, n_trials=TRIALS, n_jobs=1)
+    study.optimize(objective, n_trials=count, n_jobs=1)
     return time.perf_counter() - start, study.best_value
 
 
 def this_way(fixed, trials, prune):
-    """Seconds, and the study, of `trials` trials with two workers; the start of the processes is counted."""
-    with tempfile.TemporaryDirectory() as runs:
-        options = search.SearchOptions(fixed, runs_dir=runs, trials=trials, workers=2, prune=prune)
+    """Seconds, and the trials, of a search with two workers; the start of the processes is counted."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = search.SearchOptions(fixed, studies_dir=folder, trials=trials, workers=2, prune=prune)
         start = time.perf_counter()
-        study = search.search(options, set())
-        return time.perf_counter() - start, study.trials
+        study = search.search(options)
+        return time.perf_counter() - start, workers.finished(study)
 
 
-def main():
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two trials of four epochs, only to see that it works")
+    quick = parser.parse_args(argv).quick
     warnings.simplefilter("ignore")  # Lightning recommends worker processes
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    search.be_quiet()
-    dataset = data.load()
-    fixed = train.Config(data=dataset.name, device="cpu", epochs=EPOCHS, histograms=0)
-    usual, goal = usual_way(fixed, dataset)
-    ours, _ = this_way(fixed, TRIALS, prune=False)
-    print(f"{dataset.name}, {TRIALS} trials of {EPOCHS} epochs")
+    workers.be_quiet()
+    dataset = data.load("digits" if quick else "auto")
+    count, epochs = (2, 4) if quick else (TRIALS, EPOCHS)
+    fixed = train.Config(data=dataset.name, device="cpu", epochs=epochs, histograms=0)
+    usual, goal = usual_way(fixed, dataset, count)
+    ours, _ = this_way(fixed, count, prune=False)
+    print(f"{dataset.name}, {count} trials of {epochs} epochs")
     print(f"{'':34} {'s':>7} {'trials/h':>9} {'ratio':>6}")
-    print(f"{'Lightning, DataLoader, n_jobs=1':34} {usual:7.1f} {TRIALS / usual * 3600:9.0f} {1:6.2f}")
-    print(f"{'search.py --workers 2 --no-prune':34} {ours:7.1f} {TRIALS / ours * 3600:9.0f} {usual / ours:6.2f}")
-    _, trials = this_way(fixed, 5 * TRIALS, prune=True)
+    print(f"{'Lightning, DataLoader, n_jobs=1':34} {usual:7.1f} {count / usual * 3600:9.0f} {1:6.2f}")
+    print(f"{'search.py --workers 2 --no-prune':34} {ours:7.1f} {count / ours * 3600:9.0f} {usual / ours:6.2f}")
+    _, trials = this_way(fixed, count if quick else 5 * count, prune=True)
     reached = [trial for trial in trials if trial.value is not None and trial.value <= goal]
     if reached:
-        seconds = min((t.datetime_complete - trials[0].datetime_start).total_seconds() for t in reached)
+        begun = min(trial.datetime_start for trial in trials)
+        seconds = min((trial.datetime_complete - begun).total_seconds() for trial in reached)
         print(f"with pruning, the usual way's best cost, {goal:.4f}, was reached after {seconds:.1f} s")
     else:
-        print(f"with pruning, the usual way's best cost, {goal:.4f}, was not reached in {5 * TRIALS} trials")
+        print(f"with pruning, the usual way's best cost, {goal:.4f}, was not reached in {len(trials)} trials")
 
 
 if __name__ == "__main__":
