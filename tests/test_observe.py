@@ -124,7 +124,7 @@ def test_files_from_the_future_step_aside_in_their_order(stamps, tmp_path, monke
     monkeypatch.setattr(time, "time", lambda: 1_800_000_000.5)
     for number, stamp in enumerate(stamps):
         (tmp_path / f"events.out.tfevents.{1_800_000_000 + stamp}.my.host.{number}").touch()
-    for name in ("events.out.tfevents.odd", "events.out.tfevents.1.v2", "events.out.tfevents."):
+    for name in ("events.out.tfevents.odd", "events.out.tfevents.an.odd", "events.out.tfevents.1.v2"):
         (tmp_path / name).touch()
     observe.step_aside(tmp_path)
     names = sorted(path.name for path in tmp_path.glob(EVENT_FILES) if "my.host" in path.name)
