@@ -234,6 +234,15 @@ def best(rows: Sequence[Row]) -> Row:
     return min(rows, key=lambda row: row["loss/val"])
 
 
+def outcome(status: str, step: int, config: Config, dataset, model, sizes, rows, seconds, device) -> Result:
+    """What a run returns that ended after `step` updates."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    result = {"status": status, "step": step, "data": dataset.name, "fold": config.fold, "seed": config.seed}
+    result |= {"parameters": count_parameters(model), "sizes": sizes, "best": best(rows), "last": rows[-1]}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return result | {"seconds": seconds, "versions": versions, "device": name}
+
+
 # --- the plain loop --------------------------------------------------------------------------------------------------
 
 
@@ -295,11 +304,8 @@ def run(config: Config, folder: Folder, dataset: data.Dataset, splits, quiet, ma
         announce(config, dataset, model, sizes)
 
     def finish(status: str, step: int) -> Result:
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        result = {"status": status, "step": step, "data": dataset.name, "fold": config.fold, "seed": config.seed}
-        result |= {"parameters": count_parameters(model), "sizes": sizes, "best": best(rows), "last": rows[-1]}
-        name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
-        return folder.finish(result | {"seconds": time.perf_counter() - since, "versions": versions, "device": name})
+        seconds = time.perf_counter() - since
+        return folder.finish(outcome(status, step, config, dataset, model, sizes, rows, seconds, device))
 
     bar = tqdm(total=config.epochs, initial=progress.epoch, unit="epoch", smoothing=0, disable=quiet or None)
     try:
@@ -452,7 +458,7 @@ def warn(dataset: data.Dataset) -> None:
 def launch(options: Options, trainer: Callable[..., dict], script: str) -> None:
     """Runs `options` with `trainer`, prints the summary and ends the program: with 1 if the cost diverged."""
     if options.resume:
-        if options != type(options)(resume=options.resume):
+        if Options(options.config, options.runs_dir, options.name) != Options():
             wrong_arguments(
                 f"--resume {options.resume} goes on under that run's own settings; drop the other arguments"
             )

@@ -127,6 +127,7 @@ class Folder:
     def __init__(self, path: Path, settings: Mapping):
         self.path, self.settings = path, json.loads(json.dumps(settings))
         self.lock = FileLock(path / ".lock", timeout=0)
+        self.result: Result | None = None
 
     def __enter__(self) -> "Folder":
         try:
@@ -160,7 +161,7 @@ class Folder:
             other = "; ".join(f"{name} {begun.get(name)}, not {self.settings[name]}" for name in names)
             raise RunError(f"{self.path}: begun with {one_line(other)[:300]}; take another name, or its settings")
         over = (self.path / "result.json").exists()
-        self.result: Result | None = read_json(self.path / "result.json", Result) if over else None
+        self.result = read_json(self.path / "result.json", Result) if over else None
 
     def finish(self, result: Result) -> Result:
         write_json(self.path / "result.json", result)
@@ -189,30 +190,38 @@ class Folder:
         Keys, shapes and types of all states have to be those of `state` (another shape corrupts the memory of a fused
         optimiser); else RunError with one line. No code in a foreign file is executed.
         """
-        path = self.path / "last.pt"
-        if not path.exists():
+        if not (self.path / "last.pt").exists():
             return Progress()
-        for weights in state["model"].parameters():  # before its first step an optimiser has no state to compare with
-            weights.grad = torch.zeros_like(weights)
-        state["optimizer"].step()
-        state["optimizer"].zero_grad()
-        form = {name: part.state_dict() for name, part in state.items()} | {"random": random_state(streams)}
-        try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch.load does not look at the checksums
-            if damaged:
-                raise ValueError(f"wrong checksum of {damaged}")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            for name, expected in form.items():
-                check_form(expected, checkpoint[name], name)
-            progress = TypeAdapter(Progress).validate_python(checkpoint["progress"])
-        except Exception as error:  # whatever a foreign file makes the unpickler do
-            reason = f"{type(error).__name__}: {one_line(error)[:100]}"
-            raise RunError(f"{path}: damaged or foreign ({reason}); delete it to begin this run anew") from None
+        checkpoint = read_checkpoint(self.path / "last.pt", form_of(state, streams))
         for name, part in state.items():
             part.load_state_dict(checkpoint[name])
         set_random_state(streams, checkpoint["random"])
-        return progress
+        return checkpoint["progress"]
+
+
+def form_of(state: State, streams: Streams) -> dict:
+    """What `Folder.save` writes, after a step of the optimiser: before, it has no state to compare with."""
+    for weights in state["model"].parameters():
+        weights.grad = torch.zeros_like(weights)
+    state["optimizer"].step()
+    state["optimizer"].zero_grad()
+    return {name: part.state_dict() for name, part in state.items()} | {"random": random_state(streams)}
+
+
+def read_checkpoint(path: Path, form: Mapping) -> dict:
+    """What a run wrote to `path`, on the CPU; RunError with one line unless it has the `form` and a `Progress`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not look at the checksums
+        if damaged:
+            raise ValueError(f"wrong checksum of {damaged}")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        for name, expected in form.items():
+            check_form(expected, checkpoint[name], name)
+        return checkpoint | {"progress": TypeAdapter(Progress).validate_python(checkpoint["progress"])}
+    except Exception as error:  # whatever a foreign file makes the unpickler do
+        reason = f"{type(error).__name__}: {one_line(error)[:100]}"
+        raise RunError(f"{path}: damaged or foreign ({reason}); delete it to begin this run anew") from None
 
 
 def random_state(streams: Streams) -> dict[str, torch.Tensor]:
