@@ -297,9 +297,7 @@ def run(config: Config, folder: Folder, dataset: data.Dataset, splits, quiet, ma
     with_histograms = observe.histogram_epochs(moments, config.histograms)
     recorder = observe.Recorder(folder.path, progress.epoch * len(batches))
     if not rows:
-        recorder.settings(asdict(config))
-        if any(getattr(config, name) for name in AUGMENTATIONS):
-            recorder.images(augmentation_examples(tensors["train"][0][:10], config))
+        introduce(recorder, config, tensors["train"][0])
     if not quiet:
         announce(config, dataset, model, sizes)
 
@@ -394,6 +392,13 @@ def check_batches(config: Config, images: int) -> None:
             f"--batch-size {config.batch_size}: a batch of the {images} training images would hold one alone, "
             "which batch norm cannot normalise; choose another size"
         )
+
+
+def introduce(recorder: observe.Recorder, config: Config, images: torch.Tensor) -> None:
+    """Once a run: its settings and, if it augments, how some of its training `images` (N, H, W) may look."""
+    recorder.settings(asdict(config))
+    if any(getattr(config, name) for name in AUGMENTATIONS):
+        recorder.images(augmentation_examples(images[:10], config))
 
 
 def augmentation_examples(images: torch.Tensor, config: Config) -> torch.Tensor:
