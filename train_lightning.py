@@ -204,7 +204,8 @@ class Observation(Callback):
         if not module.rows:  # else `validate` has been here before `fit`
             module.trained, module.rows, module.since = progress.epoch, progress.rows, module.since - progress.seconds
             module.scheduler.load_state_dict(checkpoint["lr_schedulers"][0])  # in `validate`, Lightning does not
-        streams = {name: states[trainer.global_rank] for name, states in checkpoint["random"].items()}
+        # copies, since PyTorch reads a state from the start of its storage, wherever the row lies
+        streams = {name: states[trainer.global_rank].clone() for name, states in checkpoint["random"].items()}
         set_random_state(trainer.datamodule.streams, streams)
 
 
@@ -314,7 +315,7 @@ def run(config: Config, folder: Folder, dataset: data.Dataset, trainer: Trainer,
             raise SystemExit
         result = finish("finished", module.rows[-1]["step"])
         if not quiet:
-            trainer.test(module, datamodule, folder.path / "best.pt", verbose=False, weights_only=True)
+            trainer.test(module, datamodule, best.format_checkpoint_name({}), verbose=False, weights_only=True)
             loss, error = (trainer.callback_metrics[name] for name in ("test_loss", "test_error"))
             if first:
                 print(f"Trainer.test on best.pt: cost {loss:.4f}, error {error:.2%}")

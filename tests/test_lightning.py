@@ -220,10 +220,10 @@ def test_no_checkpoint_goes_by_way_of_the_temporary_folder(digits, tmp_path, mon
 
 
 def test_a_diverged_run_stops_as_the_plain_one(digits, tmp_path):
-    config = replace(digits, lr=1e10, epochs=500, batch_size=20, hidden=(100, 100))
+    config = replace(digits, optimizer="sgd", lr=100.0, batch_size=20)
     plain = train(config, tmp_path / "plain", quiet=True)
     lit = train_lightning(config, tmp_path / "lightning", quiet=True)
-    assert lit["status"] == "diverged" and 0 < lit["step"] == plain["step"]
+    assert lit["status"] == "diverged" and lit["step"] == plain["step"] == 5, "an update within an epoch"
     assert lit["last"] | {"seconds": 0} == plain["last"] | {"seconds": 0}
 
 
@@ -342,12 +342,12 @@ def test_machines_that_cannot_be_had(arguments, words, tmp_path, capfd, monkeypa
 
 
 @pytest.mark.parametrize("arguments", ["", "--devices 2 --strategy ddp"])
-def test_a_second_process_without_a_first(arguments, tmp_path):
-    environment = {"LOCAL_RANK": "1"}
-    code = f"import os; os.environ |= {environment}; import train_lightning; train_lightning.main()"
-    command = [sys.executable, "-c", code, *arguments.split(), *map(str, DIGITS)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 1 and "LOCAL_RANK" in done.stderr and done.stderr.count("\n") == 1
+def test_a_second_process_without_a_first(arguments, capfd, monkeypatch):
+    monkeypatch.setattr(script.rank_zero_only, "rank", 1)  # what Lightning makes of this, when it is imported
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    code, error = refused(capfd, script.main, *DIGITS, *arguments.split())
+    assert code == 1 and "LOCAL_RANK" in error
 
 
 def test_the_same_run_on_mnist(mnist, tmp_path):
