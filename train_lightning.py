@@ -236,13 +236,14 @@ class Logger(TensorBoardLogger):
 @contextlib.contextmanager
 def hushed():
     """Inside, Lightning speaks neither of devices, nor of folders that exist, nor of its own deprecations."""
+    disabled = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning\.")
-        logging.disable(logging.WARNING)
+        logging.disable(max(disabled, logging.WARNING))
         try:
             yield
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(disabled)
 
 
 @hushed()
