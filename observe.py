@@ -55,11 +55,14 @@ def rms(values: torch.Tensor) -> float:
 
 
 class Recorder:
-    """Writes one run's event file in `folder`; what is there from `step` on, a run that was cut off has to do again."""
+    """Writes one run's event file in `folder`; what is there from `step` on, a run that was cut off has to do again.
 
-    def __init__(self, folder: Path, step: int = 0):
+    A `logger` of Lightning's brings a SummaryWriter of its own, made at the same step.
+    """
+
+    def __init__(self, folder: Path, step: int = 0, logger=None):
         step_aside(folder)
-        self.writer = SummaryWriter(folder, purge_step=step)
+        self.writer = logger.experiment if logger else SummaryWriter(folder, purge_step=step)
 
     def settings(self, settings: Mapping) -> None:
         """Once a run: the settings for the hparams tab and as text, and which curves share a chart."""

@@ -246,6 +246,15 @@ def best(rows: Sequence[Row]) -> Row:
     return min(rows, key=lambda row: row["loss/val"])
 
 
+def outcome(status: str, step: int, config: Config, dataset, model, sizes, rows, seconds, device) -> Result:
+    """What a run returns that ended after `step` updates."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    result = {"status": status, "step": step, "data": dataset.name, "fold": config.fold, "seed": config.seed}
+    result |= {"parameters": count_parameters(model), "sizes": sizes, "best": best(rows), "last": rows[-1]}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return result | {"seconds": seconds, "versions": versions, "device": name}
+
+
 # --- the plain loop --------------------------------------------------------------------------------------------------
 
 
@@ -300,18 +309,13 @@ def run(config: Config, folder: Folder, dataset: data.Dataset, splits, quiet, ma
     with_histograms = observe.histogram_epochs(moments, config.histograms)
     recorder = observe.Recorder(folder.path, progress.epoch * len(batches))
     if not rows:
-        recorder.settings(asdict(config))
-        if any(getattr(config, name) for name in AUGMENTATIONS):
-            recorder.images(augmentation_examples(tensors["train"][0][:10], config))
+        introduce(recorder, config, tensors["train"][0])
     if not quiet:
         announce(config, dataset, model, sizes)
 
     def finish(status: str, step: int) -> Result:
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        result = {"status": status, "step": step, "data": dataset.name, "fold": config.fold, "seed": config.seed}
-        result |= {"parameters": count_parameters(model), "sizes": sizes, "best": best(rows), "last": rows[-1]}
-        name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
-        return folder.finish(result | {"seconds": time.perf_counter() - since, "versions": versions, "device": name})
+        seconds = time.perf_counter() - since
+        return folder.finish(outcome(status, step, config, dataset, model, sizes, rows, seconds, device))
 
     bar = tqdm(total=config.epochs, initial=progress.epoch, unit="epoch", smoothing=0, disable=quiet or None)
     try:
@@ -403,6 +407,13 @@ def check_batches(config: Config, images: int) -> None:
         )
 
 
+def introduce(recorder: observe.Recorder, config: Config, images: torch.Tensor) -> None:
+    """Once a run: its settings and, if it augments, how some of its training `images` (N, H, W) may look."""
+    recorder.settings(asdict(config))
+    if any(getattr(config, name) for name in AUGMENTATIONS):
+        recorder.images(augmentation_examples(images[:10], config))
+
+
 def augmentation_examples(images: torch.Tensor, config: Config) -> torch.Tensor:
     """`images` (N, H, W), and seven augmented versions of each: (8, N, H, W). Disturbs no stream of the run."""
     generator = torch.Generator(images.device).manual_seed(config.seed)
@@ -465,7 +476,7 @@ def warn(dataset: data.Dataset) -> None:
 def launch(options: Options, trainer: Callable[..., dict], script: str) -> None:
     """Runs `options` with `trainer`, prints the summary and ends the program: with 1 if the cost diverged."""
     if options.resume:
-        if options != type(options)(resume=options.resume):
+        if Options(options.config, options.runs_dir, options.name) != Options():
             wrong_arguments(
                 f"--resume {options.resume} goes on under that run's own settings; drop the other arguments"
             )

@@ -151,6 +151,7 @@ class Folder:
     def __init__(self, path: Path, settings: Mapping):
         self.path, self.settings = path, json.loads(json.dumps(settings))
         self.lock = FileLock(path / ".lock", timeout=0)
+        self.result: Result | None = None
 
     def __enter__(self) -> "Folder":
         try:
@@ -184,7 +185,7 @@ class Folder:
             other = "; ".join(f"{name} {begun.get(name)}, not {self.settings[name]}" for name in names)
             raise RunError(f"{self.path}: begun with {one_line(other)[:300]}; take another name, or its settings")
         over = (self.path / "result.json").exists()
-        self.result: Result | None = read_json(self.path / "result.json", Result) if over else None
+        self.result = read_json(self.path / "result.json", Result) if over else None
 
     def finish(self, result: Result) -> Result:
         write_json(self.path / "result.json", result)
@@ -211,25 +212,34 @@ class Folder:
         Keys, shapes and types of all states have to be those of `state` (another shape corrupts the memory of a fused
         optimiser); else RunError with one line. No code in a foreign file is executed.
         """
-        path = self.path / "last.pt"
-        if not path.exists():
+        if not (self.path / "last.pt").exists():
             return Progress()
-        for weights in state["model"].parameters():  # before its first step an optimiser has no state to compare with
-            weights.grad = torch.zeros_like(weights) if weights.requires_grad else None
-        state["optimizer"].step()
-        state["optimizer"].zero_grad()
-        form = {name: part.state_dict() for name, part in state.items()} | {"random": random_state(streams)}
-        checkpoint = read_checkpoint(path, form)
+        checkpoint = read_checkpoint(self.path / "last.pt", form_of(state, streams))
         try:
-            progress = TypeAdapter(Progress).validate_python(checkpoint["progress"])
-            if progress.epoch > epochs:
-                raise ValueError(f"epoch {progress.epoch} of {epochs}")
+            progress = read_progress(checkpoint, epochs)
             for name, part in state.items():
                 part.load_state_dict(checkpoint[name])
             set_random_state(streams, checkpoint["random"])
         except Exception as error:
-            raise foreign(path, error) from None
+            raise foreign(self.path / "last.pt", error) from None
         return progress
+
+
+def form_of(state: State, streams: Streams) -> dict:
+    """What `Folder.save` writes, after a step of the optimiser: before, it has no state to compare with."""
+    for weights in state["model"].parameters():
+        weights.grad = torch.zeros_like(weights) if weights.requires_grad else None
+    state["optimizer"].step()
+    state["optimizer"].zero_grad()
+    return {name: part.state_dict() for name, part in state.items()} | {"random": random_state(streams)}
+
+
+def read_progress(checkpoint: Mapping, epochs: int) -> Progress:
+    """Where the run, of `epochs` epochs, was; ValueError if it cannot have been there."""
+    progress = TypeAdapter(Progress).validate_python(checkpoint["progress"])
+    if progress.epoch > epochs:
+        raise ValueError(f"epoch {progress.epoch} of {epochs}")
+    return progress
 
 
 def read_checkpoint(path: Path, form: Mapping) -> dict:
