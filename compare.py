@@ -393,14 +393,10 @@ def halve(rows: list[dict], options: CompareOptions) -> None:
             known[point(row["method"], row["settings"]), fold] = found["result"]["last"]["error/val"]
         for row in left:
             row["errors"].append(known[point(row["method"], row["settings"]), fold])
-        groups = [best_first(group) for group in report.by_method(left).values()]
+        groups = [sorted(group, key=lambda row: np.mean(row["errors"])) for group in report.by_method(left).values()]
         left = [row for group in groups for row in group[: math.ceil(len(group) / 2)]]
     for group in groups:
         group[0]["chosen"] = True
-
-
-def best_first(rows: list[dict]) -> list[dict]:
-    return sorted(rows, key=lambda row: np.mean(row["errors"]))
 
 
 def point(method: str, settings: dict) -> tuple:
@@ -475,22 +471,20 @@ def compare(options: CompareOptions) -> Path:
     ]
     report.write_runs(folder, runs, MAIN)
     if len(methods) == len(METHODS):  # else it is a quick look
-        averaged = {
-            pair: config for pair, config in configs.items() if pair[0] in AVERAGED and pair[1] in AVERAGED_FOLDS
-        }
-        if averaged:
-            report.write_csv(folder / "ensembles.csv", ensembles(averaged, options))
-        report.write_csv(folder / "sklearn.csv", check(folds, options))
+        for name, rows in (("ensembles", ensembles(configs, options)), ("sklearn", check(folds, options))):
+            if rows:
+                report.write_csv(folder / f"{name}.csv", rows)
     report.write_text(folder / "tuned.csv", (PUBLISHED / "tuned.csv").read_text(encoding="utf-8"))
     return folder
 
 
 def ensembles(configs: dict[tuple[str, int], Config], options: CompareOptions) -> list[dict]:
     """The rows of ensembles.csv: the error of one network, and of the mean output of several, by method and fold."""
-    found = run_all([plan(config, networks=NETWORKS) for config in configs.values()], options)
+    pairs = [(method, fold) for method, fold in configs if method in AVERAGED and fold in AVERAGED_FOLDS]
+    found = run_all([plan(configs[pair], networks=NETWORKS) for pair in pairs], options)
     return [
         {"method": method, "fold": fold, "networks": NETWORKS, "error/one": one["one"], "error/mean": one["mean"]}
-        for (method, fold), one in zip(configs, found, strict=True)
+        for (method, fold), one in zip(pairs, found, strict=True)
     ]
 
 
@@ -551,7 +545,7 @@ def tuned_table(rows: Sequence[dict], options: CompareOptions) -> list[str]:
             settings = settings_text(replace(options.config, **row["settings"]))
             cells.append([row["method"], f"{100 * np.mean(row['errors']):.2f}", row["border"], settings])
     lines = report.text_table(["method", "val %", "at a border", "settings of train.py"], cells)
-    warning = "WARNING: a setting was chosen at a border of its range; widen that in train.SPACE, and tune again"
+    warning = "WARNING: a setting was chosen at a border of its range; widen SPACE or WEAKENED, and tune again"
     return [*lines, *([warning] if any(row["border"] for row in rows) else [])]
 
 

@@ -12,6 +12,7 @@ import contextlib
 import csv
 import itertools
 import math
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -429,8 +430,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
 def numeric_columns(rows: Sequence[Sequence[str]], columns: int) -> list[bool]:
     """Which columns hold, besides empty cells, only what begins like a number; without any cell, none."""
-    starts = [[row[column][0] for row in rows if row[column]] for column in range(columns)]
-    return [bool(start) and all(one in "+-<0123456789" for one in start) for start in starts]
+    cells = [[row[column] for row in rows if row[column]] for column in range(columns)]
+    return [bool(column) and all(re.match(r"[-+]?\d|< ", cell) for cell in column) for column in cells]
 
 
 def percent(value: Estimate, both: bool = True) -> str:
@@ -750,9 +751,10 @@ def draw_combinations(table: Sequence[dict], without: Sequence[dict], parts: dic
         axis.set_ylim(lines[number // 3] - 0.4, -0.6)
         axis.grid(axis="x", alpha=0.3)
     figure.supxlabel(
-        f"test error in %: mean and 95 % interval over folds (thick), over folds and test images (thin);\n"
-        f"grey: within {100 * MARGIN:g} points of the combination",
-        fontsize=10,
+        "test error in %: mean and 95 % interval over folds (thick),\n"
+        "over folds and test images (thin); grey: within\n"
+        f"{100 * MARGIN:g} points of the combination",
+        fontsize=9,  # it has to fit below a single panel
     )
     return figure
 

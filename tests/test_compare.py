@@ -327,9 +327,7 @@ def test_every_choice_has_results_of_its_own(tmp_path):
     found = [folder(), folder(tune=True), folder(folds="3-4"), folder(folds="3,5"), folder(tune=True, methods="L2")]
     found += [folder(config=one) for one in settings] + [folder(methods=names) for names in some]
     assert len(set(found)) == len(found) and {path.parent for path in found} == {tmp_path / "compare"}
-    assert (
-        folder().name == "all" and folder(config={"threads": 2}) == folder(folds="3-4,5-19") == folder()
-    )
+    assert folder().name == "all" and folder(config={"threads": 2}) == folder(folds="3-4,5-19") == folder()
 
 
 def write_idx(folder, dataset):
