@@ -7,14 +7,15 @@
 The runs of all comparisons are shared by any number of workers and machines, and none is run twice.
 """
 
-import base64
+import hashlib
 import json
 import math
 import re
+import sys
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -24,14 +25,14 @@ import torch
 import tyro
 from pydantic.dataclasses import dataclass
 from scipy import stats
+from torch import nn
 
 import data
 import observe
 from model import entropy
 from support import report, workers
 from support.folder import RunError, read_rows, write_json
-from support.screen import warn_of
-from support.shell import between, errors_in_one_line, flag, parse
+from support.shell import as_text, between, errors_in_one_line, flag, parse, wrong_arguments
 from train import (
     SETTINGS,
     SPACE,
@@ -39,11 +40,13 @@ from train import (
     build_model,
     command,
     differences,
+    machine,
     predict,
     random_streams,
     resolve,
     train,
     trained_model,
+    warn,
 )
 
 # --- the methods -----------------------------------------------------------------------------------------------------
@@ -84,9 +87,7 @@ PARTS = {
     "everything": ("batch norm", "L2", "noise", "geometric", "elastic", "batch norm + L2", "batch norm + geometric"),
 }
 # "Everything" is its parts as tuned, weakened: between which shares of each one's own optimum, and on which scale.
-WEAKENED = {name: (0.3, 1.1, False) for name in (*GEOMETRY, "elastic")} | {
-    name: (0.1, 1.0, True) for name in ("l2", "noise")
-}
+WEAKENED = dict.fromkeys((*GEOMETRY, "elastic"), (0.3, 1.1, False)) | dict.fromkeys(("l2", "noise"), (0.1, 1.0, True))
 # Strengths that rise and fall together, on one axis of a method's design.
 TOGETHER = dict.fromkeys(GEOMETRY, "geometry")
 TOGETHER_IN_EVERYTHING = dict.fromkeys((*GEOMETRY, "elastic"), "geometry") | dict.fromkeys(("l2", "noise"), "l2, noise")
@@ -103,12 +104,14 @@ NUISANCES = ("lr", "schedule")  # tuned for every method, and part of none
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
+BASE = Config(evaluations=12, histograms=0)  # what holds for all methods
+
 
 @dataclass(frozen=True, config=SETTINGS)
 class CompareOptions:
     """Compare the methods of the table in compare.py. A setting of train.py, given here, holds for all."""
 
-    config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=lambda: Config(evaluations=12, histograms=0))
+    config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=lambda: BASE)
     methods: str = ""  # such as "dropout,L2": only these, and the baseline
     folds: str = "3-19"  # such as 3-7 or 3,5,8
     tune: bool = False  # do not compare, but tune the methods on folds 0, 1 and 2
@@ -118,21 +121,16 @@ class CompareOptions:
     studies_dir: str = "studies"  # folder of all studies; this one is kept in its folder compare
 
     def __post_init__(self):
-        set_by_methods = {*NUISANCES, *(name for settings in METHODS.values() for name in settings), "fold", "seed"}
-        given = set_by_methods & set(differences(self.config))
-        if given:
-            name = min(given)
-            raise ValueError(f"{flag(name)}: every method sets its own; drop it, or change METHODS in compare.py")
-        folds, methods = chosen_folds(self.folds), chosen_methods(self.methods)
-        if self.tune and len(folds) < len(FOLDS):
-            raise ValueError(f"--folds {self.folds}: --tune runs on the folds {TUNING_FOLDS}; drop one of the two")
-        if self.report and (self.tune or self != replace(self, methods="", folds="3-19", config=BASE)):
-            raise ValueError("--report: rebuilds what is published as it is; drop the other arguments")
-        if len(methods) < 1:
-            raise ValueError(f"--methods {self.methods}: allowed are {', '.join(METHODS)}")
+        chosen_methods(self.methods)
+        chosen_folds(self.folds)
 
 
-BASE = Config(evaluations=12, histograms=0)
+def chosen_methods(text: str) -> list[str]:
+    """Those of --methods, and the baseline that they are compared with, in the order of the table."""
+    names = {name.strip() for name in text.split(",")} if text else set(METHODS)
+    if unknown := names - set(METHODS):
+        raise ValueError(f"--methods {', '.join(sorted(unknown))}: allowed are {', '.join(METHODS)}")
+    return [method for method in METHODS if method in names | {report.BASELINE}]
 
 
 def chosen_folds(text: str) -> list[int]:
@@ -148,137 +146,166 @@ def chosen_folds(text: str) -> list[int]:
     return sorted(folds)
 
 
-def chosen_methods(text: str) -> list[str]:
-    """Those of --methods, and the baseline that they are compared with, in the order of the table."""
-    names = {name.strip() for name in text.split(",")} if text else set(METHODS)
-    if names - set(METHODS):
-        raise ValueError(f"--methods {', '.join(sorted(names - set(METHODS)))}: allowed are {', '.join(METHODS)}")
-    return [method for method in METHODS if method in names | {report.BASELINE}]
+def refuse_what_is_ignored(options: CompareOptions, argv: Sequence[str]) -> None:
+    """Ends the program if one of the arguments, even with the value of its default, would change nothing."""
+    given = [word.split("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
+    if options.report and len(given) > 1:
+        wrong_arguments("--report: rebuilds what is published as it is; drop the other arguments")
+    methods = {*NUISANCES, *(name for settings in METHODS.values() for name in settings)}
+    refused = {flag(name): "every method sets its own; drop it, or change METHODS in compare.py" for name in methods}
+    refused |= dict.fromkeys(("--fold", "--seed"), "the folds are those of --folds, each with its number as seed")
+    if options.tune:
+        own = f"--tune runs on the folds {TUNING_FOLDS} and looks at the end only; drop one of the two"
+        refused |= dict.fromkeys(("--folds", *map(flag, ONE_LOOK)), own)
+    for name in given:
+        if name in refused:
+            wrong_arguments(f"{name}: {refused[name]}")
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 MACHINE = ("data", "data_dir", "device", "threads")  # where and on which data, not which experiment
+ONE_LOOK = {"evaluations": 1, "histograms": 0}  # of a run whose end alone counts
+
+
+def dataset_of(config: Config) -> data.Dataset:
+    return data.load(config.data, config.data_dir)
+
+
+def experiment(config: Config) -> dict:
+    """Its settings other than the defaults, on whatever machine."""
+    return {name: value for name, value in differences(config).items() if name not in MACHINE}
 
 
 def plan(config: Config, splits: Sequence[str] = data.SPLITS, **more) -> dict:
-    """What tells a run from all others: its settings and its data, on whatever machine."""
-    settings = {name: value for name, value in differences(config).items() if name not in MACHINE}
-    digest = data.load(config.data, config.data_dir).sha256
-    return {"settings": settings, "splits": list(splits), "data_sha256": digest} | more
+    """What tells a run from all others: its settings and its data. `more` is its kind, see `run`."""
+    return {"settings": experiment(config), "splits": list(splits), "data_sha256": dataset_of(config).sha256} | more
 
 
-def config_of(payload: dict, base: Config) -> Config:
-    config = replace(base, **payload["settings"])
-    if data.load(config.data, config.data_dir).sha256 != payload["data_sha256"]:
-        raise RunError("the data are others than those that this run was planned with")
-    return config
+def run_all(payloads: Sequence[dict], options: CompareOptions) -> list[dict]:
+    """What `run` returns for each of `payloads`, and when it was begun and ended; only what is missing is run."""
+    place = workers.Place(compare_folder(options), "compare", options.storage)
+    function = partial(run, where={name: getattr(options.config, name) for name in MACHINE})
+    more = {"workers": options.workers, "label": label, "preload": ["compare"]}
+    found = workers.run_planned(place, function, payloads, **more)
+    runs = [found[workers.digest(payload)] for payload in payloads]
+    if reasons := [one.reason for one in runs if one.reason]:
+        raise RunError(reasons[0])
+    return [one.result | {"begun": one.begun, "ended": one.ended} for one in runs]
 
 
-def run_one(payload: dict, folder: Path, base: Config) -> dict:
-    """Trains one planned run; returns all that the report needs of it."""
-    config = config_of(payload, base)
+def label(payload: dict) -> str:
+    """For the name of a run's folder, as TensorBoard shows it."""
+    settings = {name: value for name, value in payload["settings"].items() if name not in ONE_LOOK}
+    return "_".join(f"{name}={as_text(value)}" for name, value in settings.items())[:150]
+
+
+def run(payload: dict, folder: Path, where: dict) -> dict:
+    """One planned run, in a worker, on the data and the device `where`: all that the report needs of it.
+
+    That is kept in `folder` as well, should the worker die before it is heard.
+    """
     kept = folder / "kept.json"
-    if kept.exists():  # over, but nobody heard of it
-        return json.loads(kept.read_text())
-    result = train(config, folder, splits=payload["splits"], quiet=True)
+    if not kept.exists():
+        config = Config(**where, **payload["settings"])
+        if dataset_of(config).sha256 != payload["data_sha256"]:
+            raise RunError("the data are others than those that this run was planned with")
+        folder.mkdir(parents=True, exist_ok=True)
+        if "networks" in payload:
+            found = several_networks(config, folder, payload["networks"])
+        elif "sklearn" in payload:
+            found = sklearn_network(config)
+        else:
+            found = one_network(config, folder, payload["splits"])
+        write_json(kept, found)
+        for path in folder.rglob("last.pt"):  # nobody goes on with it
+            path.unlink()
+    return json.loads(kept.read_text())
+
+
+def one_network(config: Config, folder: Path, splits: Sequence[str]) -> dict:
+    """Trains a network; returns its result and, if it may see the test images, its curves and what it misses.
+
+    On the first fold also histograms of its weights, and of the entropy of its outputs before and after training.
+    """
+    result = train(config, folder, splits, quiet=True)
     found = {"result": result}
-    if "test" in payload["splits"]:
-        rows = read_rows(folder)
-        found["curves"] = {column: [row[column] for row in rows] for column in ("epoch", "loss/train", "loss/val")}
-        found |= look_at_test(config, folder)
-    write_json(kept, found)
-    (folder / "last.pt").unlink(missing_ok=True)  # nobody goes on with it
-    return found
-
-
-def look_at_test(config: Config, folder: Path) -> dict:
-    """Which test images the last weights miss, as bits, and, on the first fold, histograms of weights and entropy."""
-    dataset = data.load(config.data, config.data_dir)
-    images, labels = data.split_tensors(dataset, "test", config.fold, torch.device("cpu"))
-    torch.manual_seed(random_streams(config.seed, torch.device("cpu"))[0])
-    untrained = entropy(predict(build_model(config, dataset), images))
-    model = trained_model(config, dataset, folder / "last.pt")
-    logits = predict(model, images)
-    bits = np.packbits((logits.argmax(dim=1) != labels).numpy())
-    found = {"missed": base64.b64encode(zlib.compress(bits.tobytes())).decode()}
+    if "test" not in splits:
+        return found
+    rows = read_rows(folder)
+    found["curves"] = {column: [row[column] for row in rows] for column in ("epoch", "loss/train", "loss/val")}
+    if result["status"] == "diverged":  # the last weights are not those of the last measurement
+        return found
+    model = trained_model(config, dataset_of(config), folder / "last.pt")
+    logits, labels = outputs(config, model)
+    found["missed"] = report.packed((logits.argmax(dim=1) != labels).numpy())
     if config.fold == FOLDS[0]:
-        seen = {f"weights/{name}": layer.weight for name, layer in observe.layers(model).items()}
-        seen |= {"entropy/test": entropy(logits), "entropy/untrained": untrained}
-        found["histograms"] = {tag: buckets(values) for tag, values in seen.items()}
+        torch.manual_seed(random_streams(config.seed, torch.device("cpu"))[0])
+        untrained, _ = outputs(config, build_model(config, dataset_of(config)))
+        seen = {f"weights/{name}": layer.weight.detach().cpu() for name, layer in observe.layers(model).items()}
+        seen |= {"entropy/test": entropy(logits), "entropy/untrained": entropy(untrained)}
+        found["histograms"] = {tag: report.buckets(values.numpy(), observe.BINS) for tag, values in seen.items()}
     return found
 
 
-def buckets(values: torch.Tensor) -> list[tuple[float, float, int]]:
-    """A histogram: left and right end of each bucket, and how many values are in it."""
-    counts, edges = np.histogram(values.detach().numpy(), bins=observe.BINS)
-    rounded = [float(f"{edge:.6g}") for edge in edges]
-    return [(left, right, int(n)) for left, right, n in zip(rounded, rounded[1:], counts, strict=False)]
+def outputs(config: Config, model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, classes) of the test images, computed as in the run itself, so that no answer differs; and labels."""
+    device = torch.device(config.device)
+    images, labels = data.split_tensors(dataset_of(config), "test", config.fold, device)
+    with machine(config):
+        return predict(model.to(device), images).cpu(), labels.cpu()
 
 
-def run_ensemble(payload: dict, folder: Path, base: Config) -> dict:
-    """Trains several networks that differ in their seeds; the test error of one, in the mean, and of their mean output.
+def several_networks(config: Config, folder: Path, networks: int) -> dict:
+    """Trains networks that differ in their seeds; the test error of one, on average, and that of their mean output.
 
     The mean is that of the softmax outputs.
     """
-    config = config_of(payload, base)
-    dataset = data.load(config.data, config.data_dir)
-    images, labels = data.split_tensors(dataset, "test", config.fold, torch.device("cpu"))
-    outputs, seconds = [], 0.0
-    for network in range(1, payload["networks"] + 1):
+    shares, seconds = [], 0.0
+    for network in range(1, networks + 1):
         one = replace(config, seed=config.seed + 100 * network)  # other seeds than those of the comparison
         place = folder / f"network-{network}"
-        seconds += train(one, place, quiet=True)["seconds"]
-        outputs.append(predict(trained_model(one, dataset, place / "last.pt"), images).softmax(dim=1))
-    wrong = [
-        (output.argmax(dim=1) != labels).double().mean().item() for output in (*outputs, torch.stack(outputs).mean(0))
-    ]
+        result = train(one, place, quiet=True)
+        if result["status"] == "diverged":
+            raise workers.Failed(f"{place}: its cost became infinite or NaN")
+        logits, labels = outputs(one, trained_model(one, dataset_of(one), place / "last.pt"))
+        shares.append(logits.softmax(dim=1))
+        seconds += result["seconds"]
+    wrong = [(one.argmax(dim=1) != labels).double().mean().item() for one in (*shares, torch.stack(shares).mean(0))]
     return {"one": float(np.mean(wrong[:-1])), "mean": wrong[-1], "seconds": seconds}
 
 
-def run_sklearn(payload: dict, folder: Path, base: Config) -> dict:
+def sklearn_network(config: Config) -> dict:
     """scikit-learn's own multi-layer perceptron on the same images: an independent implementation.
 
     Its penalty is alpha / 2 * sum w**2 / batch, so alpha = 2 * batch * l2; its initialisation is Glorot's.
     """
     from sklearn.neural_network import MLPClassifier
 
-    config = config_of(payload, base)
-    dataset = data.load(config.data, config.data_dir)
-    (images, labels), (test_images, test_labels) = (
-        tuple(tensor.numpy() for tensor in data.split_tensors(dataset, split, config.fold, torch.device("cpu")))
-        for split in ("train", "test")
-    )
+    def split(name: str) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = data.split_tensors(dataset_of(config), name, config.fold, torch.device("cpu"), config.fraction)
+        return images.flatten(1).numpy(), labels.numpy()
+
+    images, labels = split("train")
     network = MLPClassifier(
-        config.hidden, solver="adam", batch_size=config.batch_size, learning_rate_init=config.lr, tol=0.0,
-        alpha=2 * config.batch_size * config.l2, max_iter=config.epochs, n_iter_no_change=config.epochs,
-        random_state=config.seed,
+        config.hidden, solver=config.optimizer, momentum=config.momentum, nesterovs_momentum=False, tol=0.0,
+        batch_size=min(config.batch_size, len(images)), learning_rate_init=config.lr, max_iter=config.epochs,
+        n_iter_no_change=config.epochs, alpha=2 * config.batch_size * config.l2, random_state=config.seed,
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has not converged
-        network.fit(images.reshape(len(images), -1), labels)
-    return {"error/test": float(np.mean(network.predict(test_images.reshape(len(test_images), -1)) != test_labels))}
-
-
-def run_all(payloads: Sequence[dict], options: "CompareOptions", function: Callable = run_one) -> list[dict]:
-    """What `function` returns for each of `payloads`, with begun and ended; only what is not there yet is run."""
-    place = workers.Place(compare_folder(options), "compare", options.storage)
-    found = workers.run_planned(
-        place, partial(function, base=options.config), payloads, workers=options.workers, preload=["compare"]
-    )
-    runs = [found[workers.digest(payload)] for payload in payloads]
-    return [run.result | {"begun": minute(run.begun), "ended": minute(run.ended)} for run in runs]
-
-
-def minute(moment: str) -> str:
-    return moment[:16].replace("T", " ")
-
-
-def compare_folder(options: "CompareOptions") -> Path:
-    return Path(options.studies_dir) / "compare"
+        network.fit(images, labels)
+    images, labels = split("test")
+    return {"error/test": float(np.mean(network.predict(images) != labels))}
 
 
 # --- tuning ----------------------------------------------------------------------------------------------------------
+
+
+def tuned_names(method: str) -> list[str]:
+    """The settings of `method` that are tuned."""
+    strengths = [name for name, value in METHODS[method].items() if value is TUNED]
+    return [] if method == RECIPE else [*NUISANCES, *strengths]
 
 
 def ranges(method: str, optima: dict[str, dict]) -> dict[str, tuple[float, float, bool]]:
@@ -286,8 +313,7 @@ def ranges(method: str, optima: dict[str, dict]) -> dict[str, tuple[float, float
 
     `optima` are the tuned settings of the methods before it: "everything" is made of weakened parts.
     """
-    names = ["lr", *(name for name, value in METHODS[method].items() if value is TUNED)]
-    found = {name: SPACE[name] for name in names}
+    found = {name: SPACE[name] for name in tuned_names(method) if name in SPACE}
     if method == "everything":
         for name, (low, high, log) in WEAKENED.items():
             strength = next(optima[part][name] for part in PARTS[method] if name in optima[part])
@@ -299,13 +325,13 @@ def design(method: str, optima: dict[str, dict]) -> list[dict]:
     """The points of `method`: a scrambled Sobol' design of its own, over its ranges and both schedules."""
     together = TOGETHER_IN_EVERYTHING if method == "everything" else TOGETHER
     space = ranges(method, optima)
-    axes = list(dict.fromkeys(["lr", "schedule", *(together.get(name, name) for name in space)]))
+    axes = list(dict.fromkeys([*NUISANCES, *(together.get(name, name) for name in space)]))
     sobol = stats.qmc.Sobol(len(axes), scramble=True, rng=zlib.crc32(method.encode()))
     points = []
-    for point in sobol.random(POINTS):
-        share = dict(zip(axes, point, strict=True))
-        found = {"lr": 0.0, "schedule": "constant" if share["schedule"] < 0.5 else "one-cycle"} | METHODS[method]
-        points.append(found | {name: at(space[name], share[together.get(name, name)]) for name in space})
+    for shares in sobol.random(POINTS):
+        share = dict(zip(axes, shares, strict=True))
+        found = {name: at(limits, share[together.get(name, name)]) for name, limits in space.items()}
+        points.append(METHODS[method] | found | {"schedule": "constant" if share["schedule"] < 0.5 else "one-cycle"})
     return points
 
 
@@ -317,128 +343,102 @@ def at(limits: tuple[float, float, bool], share: float) -> float:
 
 def nested(method: str, optima: dict[str, dict]) -> dict[str, dict]:
     """By part, its optimum with what `method` adds at its weakest: no combination may lose to a part."""
-    space = ranges(method, optima)
-    weakest = {name: at(limits, 0.0) for name, limits in space.items() if name != "lr"}
+    weakest = {name: at(limits, 0.0) for name, limits in ranges(method, optima).items()}
     return {part: METHODS[method] | weakest | optima[part] for part in PARTS.get(method, ())}
 
 
 def tune(options: CompareOptions) -> list[dict]:
     """The rows of tuned.csv: the validation errors of every point, and the one with the lowest mean is `chosen`.
 
-    All points run on the first fold, the better half of each method's on the second one, the better half of these on
-    the third; the test set is not even read. Methods come before the combinations that they are parts of.
+    Methods come before the combinations that they are parts of. The test set is not even read.
     """
-    methods = [method for method in METHODS if method != RECIPE]
-    wanted = chosen_methods(options.methods)
-    needed = {part for method in wanted for part in PARTS.get(method, ())} | set(wanted)
+    needed = {method for method in chosen_methods(options.methods) if method != RECIPE}
+    needed |= {part for method in needed for part in PARTS.get(method, ())}
     rows: list[dict] = []
-    for stage in (
-        [method for method in methods if method not in PARTS],
-        [method for method in methods if method in PARTS and method != "everything"],
-        ["everything"],
-    ):
+    for stage in range(1 + max(map(depth, needed))):
         optima = {row["method"]: row["settings"] for row in rows if row["chosen"]}
-        begun = []
-        for method in [method for method in stage if method in needed]:
+        tried = []
+        for method in [method for method in METHODS if method in needed and depth(method) == stage]:
             points = [("design", settings) for settings in design(method, optima)]
-            points += nested(method, optima).items()
-            begun += [
-                {"method": method, "trial": number, "origin": origin, "settings": settings, "errors": []}
-                for number, (origin, settings) in enumerate(points)
-            ]
-        rows += halved(begun, options)
-        write_tuned(rows, options)
+            for trial, (origin, settings) in enumerate([*points, *nested(method, optima).items()]):
+                tried.append({"method": method, "trial": trial, "origin": origin, "settings": settings})
+        halve(tried, options)
+        for row in tried:
+            row["border"] = borders(row["settings"], ranges(row["method"], optima)) if row["chosen"] else ""
+        rows += tried
+        report.write_tuned(results_folder(options) / "tuned.csv", rows, [*NUISANCES, *SPACE], TUNING_FOLDS)
     return rows
 
 
-def halved(rows: list[dict], options: CompareOptions) -> list[dict]:
-    """`rows` with their errors on the tuning folds, as far as they came, and the best one of each method chosen.
+def depth(method: str) -> int:
+    """0 for a method without parts; more for a combination than for any of its parts."""
+    return max((1 + depth(part) for part in PARTS.get(method, ())), default=0)
 
-    An error that the published tuned.csv holds already is not measured again.
+
+def halve(rows: list[dict], options: CompareOptions) -> None:
+    """Adds the `errors` of `rows` on the tuning folds, as far as they come, and which one of each method is `chosen`.
+
+    All run on the first fold, the better half of each method's on the second one, the better half of these on the
+    third. An error that the published tuned.csv holds already is not measured again.
     """
     known = published_errors(options)
+    for row in rows:
+        row |= {"errors": [], "chosen": False}
     left = rows
     for fold in TUNING_FOLDS:
-        base = replace(options.config, evaluations=1, histograms=0, fold=fold, seed=fold)
+        base = replace(options.config, **ONE_LOOK, fold=fold, seed=fold)
         new = [row for row in left if (point(row["method"], row["settings"]), fold) not in known]
         payloads = [plan(replace(base, **row["settings"]), ("train", "val")) for row in new]
         for row, found in zip(new, run_all(payloads, options), strict=True):
             known[point(row["method"], row["settings"]), fold] = found["result"]["last"]["error/val"]
         for row in left:
             row["errors"].append(known[point(row["method"], row["settings"]), fold])
-        tried, left = left, [row for group in report.by_method(left).values() for row in better_half(group)]
-    chosen = {method: best_first(group)[0] for method, group in report.by_method(tried).items()}
-    return [row | {"chosen": chosen[row["method"]] is row} for row in rows]
+        groups = [sorted(group, key=lambda row: np.mean(row["errors"])) for group in report.by_method(left).values()]
+        left = [row for group in groups for row in group[: math.ceil(len(group) / 2)]]
+    for group in groups:
+        group[0]["chosen"] = True
 
 
 def point(method: str, settings: dict) -> tuple:
     """What is tuned in `settings`, comparable."""
-    return method, *(
-        settings.get(name) for name in (*NUISANCES, *(n for n in SPACE if METHODS[method].get(n, 0) is TUNED))
-    )
+    return method, *(settings.get(name) for name in tuned_names(method))
 
 
 def published_errors(options: CompareOptions) -> dict[tuple, float]:
     """The errors in the published tuned.csv by point and fold, if these are its settings and data."""
     path = PUBLISHED / "tuned.csv"
-    if not path.exists() or options.config.data != "mnist" or set(differences(options.config)) > set(differences(BASE)):
+    mine, published = (experiment(replace(config, **ONE_LOOK)) for config in (options.config, BASE))
+    if options.config.data != "mnist" or mine != published or not path.exists():
         return {}
     return {
         (point(row["method"], row), fold): row[f"val_error_fold_{fold}"]
         for row in report.read_csv(path)
         for fold in TUNING_FOLDS
-        if row[f"val_error_fold_{fold}"] != ""
+        if row["method"] in METHODS and row[f"val_error_fold_{fold}"] != ""
     }
 
 
-def best_first(rows: list[dict]) -> list[dict]:
-    return sorted(rows, key=lambda row: np.mean(row["errors"]))
-
-
-def better_half(rows: list[dict]) -> list[dict]:
-    return best_first(rows)[: math.ceil(len(rows) / 2)]
-
-
-def borders(row: dict, space: dict[str, tuple[float, float, bool]]) -> str:
-    """The settings of `row` that lie within BORDER of an end of their range, on the range's own scale."""
+def borders(settings: dict, space: dict[str, tuple[float, float, bool]]) -> str:
+    """The names of the `settings` that lie within BORDER of an end of their range, on the range's own scale."""
     found = []
     for name, (low, high, log) in space.items():
-        low, value, high = (np.log(x) if log else x for x in (low, row["settings"][name], high))
+        low, value, high = (np.log(x) if log else x for x in (low, settings[name], high))
         if not BORDER <= (value - low) / (high - low) <= 1 - BORDER:
             found.append(name)
     return " ".join(found)
 
 
-def write_tuned(rows: list[dict], options: CompareOptions) -> None:
-    """tuned.csv: every point, its settings, its errors, and whether it was chosen, at which borders."""
-    names = [*NUISANCES, *(name for name in SPACE if name != "lr")]
-    optima = {row["method"]: row["settings"] for row in rows if row["chosen"]}
-    lines = []
-    for row in rows:
-        errors = dict(zip((f"val_error_fold_{fold}" for fold in TUNING_FOLDS), row["errors"], strict=False))
-        found = {"method": row["method"], "trial": row["trial"], "origin": row["origin"]}
-        found |= {name: row["settings"].get(name, "") for name in names}
-        found |= {f"val_error_fold_{fold}": errors.get(f"val_error_fold_{fold}", "") for fold in TUNING_FOLDS}
-        row["border"] = borders(row, ranges(row["method"], optima)) if row["chosen"] else ""
-        lines.append(found | {"chosen": int(row["chosen"]), "border": row["border"]})
-    folder = results_folder(options)
-    folder.mkdir(parents=True, exist_ok=True)
-    report.write_csv(folder / "tuned.csv", lines)
-
-
-def tuned_settings(folder: Path, methods: Sequence[str]) -> dict[str, dict]:
-    """What each of `methods` sets, as tuned.csv in `folder` has it."""
-    path = folder / "tuned.csv"
+def tuned_settings(methods: Sequence[str]) -> dict[str, dict]:
+    """What each of `methods` sets, as tuned in the published tuned.csv."""
+    path = PUBLISHED / "tuned.csv"
     rows = report.read_csv(path) if path.exists() else []
     chosen = {row["method"]: row for row in rows if row["chosen"]}
-    lacking = [method for method in methods if method not in chosen and method != RECIPE]
-    if lacking:
-        raise RunError(f"{path}: {', '.join(lacking)} not tuned; run python compare.py --tune and copy its tuned.csv")
-    tuned = {name: float for name in SPACE}
     found = {}
     for method in methods:
-        names = [] if method == RECIPE else [*NUISANCES, *(n for n, v in METHODS[method].items() if v is TUNED)]
-        found[method] = METHODS[method] | {name: tuned.get(name, str)(chosen[method][name]) for name in names}
+        tuned = {name: chosen.get(method, {}).get(name, "") for name in tuned_names(method)}
+        if "" in tuned.values():
+            raise RunError(f"{path}: {method} is not tuned; run python compare.py --tune and copy its tuned.csv there")
+        found[method] = METHODS[method] | tuned
     return found
 
 
@@ -446,15 +446,14 @@ def tuned_settings(folder: Path, methods: Sequence[str]) -> dict[str, dict]:
 
 
 def without(settings: dict, part: str) -> dict:
-    """The settings of "everything" with one part switched off."""
-    off = Config()
-    return settings | {name: getattr(off, name) for name in METHODS[part]}
+    """The `settings` of "everything" with one part switched off."""
+    return settings | {name: getattr(BASE, name) for name in METHODS[part]}
 
 
 def compare(options: CompareOptions) -> Path:
     """Runs what is missing and writes the files of the report; returns their folder."""
     methods, folds = chosen_methods(options.methods), chosen_folds(options.folds)
-    settings = tuned_settings(PUBLISHED, methods)
+    settings = tuned_settings(methods)
     if "everything" in methods:
         parts = [part for part in PARTS["everything"] if part not in PARTS]
         settings |= {f"everything{report.WITHOUT}{part}": without(settings["everything"], part) for part in parts}
@@ -464,124 +463,111 @@ def compare(options: CompareOptions) -> Path:
         for fold in folds
     }
     order = sorted(configs, key=lambda pair: pair[1])  # fold after fold: a look in the middle compares all methods
-    runs = dict(zip(order, run_all([plan(configs[pair]) for pair in order], options), strict=True))
+    found = dict(zip(order, run_all([plan(configs[pair]) for pair in order], options), strict=True))
     folder = results_folder(options)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_results(folder, configs, runs)
-    averaged = [(method, fold) for method in AVERAGED if method in methods for fold in AVERAGED_FOLDS if fold in folds]
-    if averaged:
-        payloads = [plan(configs[pair], networks=NETWORKS) for pair in averaged]
-        rows = [
-            {
-                "method": method,
-                "fold": fold,
-                "networks": NETWORKS,
-                "error/one": found["one"],
-                "error/mean": found["mean"],
-            }
-            for (method, fold), found in zip(averaged, run_all(payloads, options, run_ensemble), strict=True)
-        ]
-        report.write_csv(folder / "ensembles.csv", rows)
-    if len(methods) == len(METHODS):
-        write_check(folder, folds, options)
-    (folder / "tuned.csv").write_bytes((PUBLISHED / "tuned.csv").read_bytes())
+    runs = [
+        {"method": method, "fold": fold, "settings": settings_text(config)} | found[method, fold]
+        for (method, fold), config in configs.items()
+    ]
+    report.write_runs(folder, runs, MAIN)
+    if len(methods) == len(METHODS):  # else it is a quick look
+        for name, rows in (("ensembles", ensembles(configs, options)), ("sklearn", check(folds, options))):
+            if rows:
+                report.write_csv(folder / f"{name}.csv", rows)
+    report.write_text(folder / "tuned.csv", (PUBLISHED / "tuned.csv").read_text(encoding="utf-8"))
     return folder
 
 
-def write_results(folder: Path, configs: dict, runs: dict) -> None:
-    """results.csv (a row a run), missed.npz, curves.csv (over the folds) and histograms.csv (of the first fold)."""
-    rows, bins, curves, missed = [], [], [], {}
-    for (method, fold), config in configs.items():
-        found = runs[method, fold]
-        result = found["result"]
-        kept = ("epoch", *(name for name in result["last"] if name.startswith(("loss/", "error/"))))
-        rows.append(
-            {"method": method, "settings": settings_text(config), "fold": fold}
-            | {key: result[key] for key in ("seed", "data", "status")}
-            | {name: result["last"][name] for name in kept}
-            | {f"best/{name}": result["best"][name] for name in kept}
-            | {"seconds": round(result["seconds"], 1), "begun": found["begun"], "ended": found["ended"]}
-        )
-        bits = np.frombuffer(zlib.decompress(base64.b64decode(found["missed"])), np.uint8)
-        missed.setdefault(method, []).append(np.unpackbits(bits)[: result["sizes"]["test"]].astype(bool))
-        if method in MAIN:
-            for tag, histogram in found.get("histograms", {}).items():
-                columns = ("method", "tag", "left", "right", "count")
-                bins += [dict(zip(columns, (method, tag, *bucket), strict=True)) for bucket in histogram]
-    for method in dict.fromkeys(method for method, _ in configs):
-        of_folds = [runs[pair]["curves"] for pair in configs if pair[0] == method]
-        for split in ("train", "val"):
-            for epoch, *costs in zip(of_folds[0]["epoch"], *(one[f"loss/{split}"] for one in of_folds), strict=False):
-                spread = {"mean": np.mean(costs), "low": min(costs), "high": max(costs)}
-                spread = {key: float(f"{value:.4g}") for key, value in spread.items()}
-                curves.append({"method": method, "split": split, "epoch": int(epoch)} | spread)
-    for name, lines in (("results", rows), ("curves", curves), ("histograms", bins)):
-        if lines:
-            report.write_csv(folder / f"{name}.csv", lines)
-    report.write_missed(folder / "missed.npz", {method: np.array(of_folds) for method, of_folds in missed.items()})
+def ensembles(configs: dict[tuple[str, int], Config], options: CompareOptions) -> list[dict]:
+    """The rows of ensembles.csv: the error of one network, and of the mean output of several, by method and fold."""
+    pairs = [(method, fold) for method, fold in configs if method in AVERAGED and fold in AVERAGED_FOLDS]
+    found = run_all([plan(configs[pair], networks=NETWORKS) for pair in pairs], options)
+    return [
+        {"method": method, "fold": fold, "networks": NETWORKS, "error/one": one["one"], "error/mean": one["mean"]}
+        for (method, fold), one in zip(pairs, found, strict=True)
+    ]
 
 
-def write_check(folder: Path, folds: Sequence[int], options: CompareOptions) -> None:
-    """sklearn.csv: this repository's errors beside those of scikit-learn's network, without and with an L2 penalty."""
-    rows = []
-    for penalty in (0.0, 1e-4):
-        configs = [replace(options.config, init="glorot", l2=penalty, fold=fold, seed=fold) for fold in folds]
-        ours = run_all([plan(config) for config in configs], options)
-        theirs = run_all([plan(config, sklearn=True) for config in configs], options, run_sklearn)
-        rows += [
-            {
-                "l2": penalty,
-                "fold": fold,
-                "error/ours": one["result"]["last"]["error/test"],
-                "error/sklearn": other["error/test"],
-            }
-            for fold, one, other in zip(folds, ours, theirs, strict=True)
-        ]
-    report.write_csv(folder / "sklearn.csv", rows)
+def check(folds: Sequence[int], options: CompareOptions) -> list[dict]:
+    """The rows of sklearn.csv: errors here and of scikit-learn's network, without and with an L2 penalty, by fold."""
+    configs = [
+        replace(options.config, init="glorot", l2=penalty, fold=fold, seed=fold)
+        for penalty in (0.0, 1e-4)
+        for fold in folds
+    ]
+    ours = run_all([plan(config) for config in configs], options)
+    theirs = run_all([plan(config, sklearn=True) for config in configs], options)
+    return [
+        {"l2": config.l2, "fold": config.fold}
+        | {"error/ours": one["result"]["last"]["error/test"], "error/sklearn": other["error/test"]}
+        for config, one, other in zip(configs, ours, theirs, strict=True)
+    ]
 
 
 def settings_text(config: Config) -> str:
     """What a method sets, as arguments of train.py."""
-    ordinary = {name: getattr(Config(), name) for name in ("fold", "seed", "evaluations", "histograms")}
+    ordinary = {name: getattr(Config(), name) for name in ("fold", "seed", *ONE_LOOK)}
     return command(replace(config, device="auto", **ordinary)).removeprefix("python train.py").strip()
 
 
+def compare_folder(options: CompareOptions) -> Path:
+    return Path(options.studies_dir) / "compare"
+
+
 def results_folder(options: CompareOptions) -> Path:
-    """One folder for each choice of settings, methods and folds, so that a quick look touches no other's files."""
-    chosen = differences(
-        replace(options.config, device="auto", data_dir="", **{n: getattr(BASE, n) for n in MACHINE[3:]})
-    )
-    chosen = {name: value for name, value in chosen.items() if getattr(BASE, name) != value}
+    """One for each choice of settings, data, methods and folds, so that no quick look touches another's files."""
+    config = options.config
+    chosen = {name: value for name, value in asdict(config).items() if value != getattr(BASE, name)}
+    chosen = {name: as_text(value) for name, value in chosen.items() if name not in MACHINE}
+    if config.data_dir:
+        chosen["data"] = f"{Path(config.data_dir).name}-{dataset_of(config).sha256[:8]}"
+    elif config.data != "mnist":
+        chosen["data"] = config.data
     chosen |= {"methods": options.methods} if options.methods else {}
-    chosen |= {"folds": options.folds} if options.folds != "3-19" else {}
-    words = re.sub(r"[^\w.,=+-]+", "-", "_".join(f"{name}={value}" for name, value in chosen.items()))
-    return compare_folder(options) / (words[:150] or "all")
+    chosen |= {"folds": options.folds} if chosen_folds(options.folds) != list(FOLDS) else {}
+    words = ["tuning"] * options.tune + [f"{name}={value}" for name, value in chosen.items()]
+    name = re.sub(r"[^\w.,=+-]+", "-", "_".join(words)) or "all"
+    if len(name) > 150:
+        name = f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    folder = compare_folder(options) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
+def tuned_table(rows: Sequence[dict], options: CompareOptions) -> list[str]:
+    """Lines for the screen: what was chosen for every method, and what of it lies at a border."""
+    cells = []
+    for row in rows:
+        if row["chosen"]:
+            settings = settings_text(replace(options.config, **row["settings"]))
+            cells.append([row["method"], f"{100 * np.mean(row['errors']):.2f}", row["border"], settings])
+    lines = report.text_table(["method", "val %", "at a border", "settings of train.py"], cells)
+    warning = "WARNING: a setting was chosen at a border of its range; widen SPACE or WEAKENED, and tune again"
+    return [*lines, *([warning] if any(row["border"] for row in rows) else [])]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
     with errors_in_one_line(data.DataError, RunError, workers.StudyError, report.ReportError):
         options = parse(CompareOptions, argv)
+        refuse_what_is_ignored(options, argv)
         if options.report:
             print("\n".join(report.write_report(PUBLISHED, list(METHODS), PARTS)))
             return
-        dataset = data.load(options.config.data, options.config.data_dir)
-        warn_of(dataset.warning, len(dataset.train_labels) + len(dataset.test_labels))
+        dataset = dataset_of(options.config)
+        warn(dataset)
         options = replace(options, config=resolve(options.config, dataset))
         if options.tune:
-            for row in tune(options):
-                if row["chosen"]:
-                    print(f"{row['method']:24} {np.mean(row['errors']):.2%}  {row['settings']}")
-                    if row["border"]:
-                        print(f"{'':24} WARNING: at a border of its range: {row['border']}; widen it and tune again")
-            print(f"every point: {results_folder(options) / 'tuned.csv'}")
+            print("\n".join(tuned_table(tune(options), options)))
+            print(f"\nevery point: {results_folder(options) / 'tuned.csv'}")
             return
         folder = compare(options)
         print("\n".join(report.write_report(folder, list(METHODS), PARTS)))
-        print(f"\nwritten to {folder}: {', '.join(sorted(path.name for path in folder.glob('*.*')))}")
-        print(f"the runs: tensorboard --logdir {compare_folder(options) / 'runs'}")
+        print(f"\ntables and figures: {folder}")
+        print(f"the runs:           tensorboard --logdir {compare_folder(options) / 'runs'}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
 """Statistics, tables and figures of a comparison, from the files that it wrote; nothing here trains or chooses.
 
 A folder holds: results.csv, a row a run; missed.npz, which test images each run got wrong; tuned.csv, a row a tuning
-trial; ensembles.csv, a row a mean of several networks; curves.csv and histograms.csv, for two of the figures.
+trial; ensembles.csv, a row a mean of several networks; sklearn.csv, a row a check by scikit-learn's network; curves.csv
+and histograms.csv, for two of the figures.
 Errors are fractions in the files, and percent or percentage points in tables and figures. Unless said otherwise,
 intervals have 95 %, differences are of test errors and paired by fold, and negative ones are improvements.
 """
 
+import base64
 import contextlib
 import csv
+import itertools
 import math
+import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +25,6 @@ from scipy import stats
 from support.shell import replacing
 
 BASELINE = "baseline"
-LAYERS = ("linear1", "linear2", "linear3", "linear4")
 WITHOUT = " - "  # "everything - noise" is "everything" without its part "noise": a row of the second table only
 MARGIN = 0.0025  # differences smaller than that are as good as none
 LEAST_PAIRS = 6  # with fewer no two-sided signed-rank test can reach 5 %, so no p is shown
@@ -46,10 +50,14 @@ def write_csv(path: Path, rows: Sequence[dict]) -> None:
         writer.writerows(rows)
 
 
-def read_csv(path: Path) -> list[dict]:
-    """Undoes `write_csv`; what looks like a number is one."""
+def read_csv(path: Path, needed: Sequence[str] = ()) -> list[dict]:
+    """Undoes `write_csv`; what looks like a number is one. ReportError if a column that is `needed` is not there."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [{key: number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        rows = [{key: number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    for column in needed:
+        if rows and column not in rows[0]:
+            raise ReportError(f"{path}: has no column {column}; write it again with compare.py")
+    return rows
 
 
 def number(text: str) -> float | int | str:
@@ -59,6 +67,75 @@ def number(text: str) -> float | int | str:
         except ValueError:
             pass
     return text
+
+
+def write_runs(folder: Path, runs: Sequence[dict], drawn: Sequence[str]) -> None:
+    """results.csv, missed.npz, curves.csv and histograms.csv (of the methods `drawn`) from what `runs` returned.
+
+    A run has method, settings, fold, begun and ended; `result`, that of training; `curves`, measurements by column;
+    unless it diverged, which test images it `missed`, packed; and perhaps `histograms`, buckets by tag. Those of a
+    method stand together, folds ascending.
+    """
+    rows, bins, curves, missed = [], [], [], {}
+    for run in runs:
+        result = run["result"]
+        last, best = (
+            {name: row[name] for name in row if name.startswith(("epoch", "loss/", "error/"))}
+            for row in (result["last"], result["best"])
+        )
+        rows.append(
+            {key: run[key] for key in ("method", "settings", "fold")}
+            | {key: result[key] for key in ("seed", "data", "status")}
+            | last
+            | {f"best/{name}": value for name, value in best.items()}
+            | {"seconds": round(result["seconds"], 1)}
+            | {key: run[key][:16].replace("T", " ") for key in ("begun", "ended")}  # minutes will do
+        )
+        for tag, histogram in run.get("histograms", {}).items() if run["method"] in drawn else ():
+            for left, right, count in histogram:
+                bins.append({"method": run["method"], "tag": tag, "left": left, "right": right, "count": count})
+    for method, group in by_method(runs).items():
+        if all("missed" in run for run in group):
+            missed[method] = np.array([unpacked(run["missed"], run["result"]["sizes"]["test"]) for run in group])
+        for split in ("train", "val"):
+            costs = zip(*(run["curves"][f"loss/{split}"] for run in group), strict=False)  # one may have ended early
+            for epoch, found in zip(group[0]["curves"]["epoch"], costs, strict=False):
+                spread = {"mean": np.mean(found), "low": min(found), "high": max(found)}
+                spread = {key: float(f"{value:.4g}") for key, value in spread.items()}
+                curves.append({"method": method, "split": split, "epoch": int(epoch)} | spread)
+    for name, lines in (("results", rows), ("curves", curves), ("histograms", bins)):
+        if lines:
+            write_csv(folder / f"{name}.csv", lines)
+    write_missed(folder / "missed.npz", missed)
+
+
+def write_tuned(path: Path, rows: Sequence[dict], settings: Sequence[str], folds: Sequence[int]) -> None:
+    """tuned.csv: every point of `rows`, its `settings`, its errors on `folds`, if chosen, and at which borders."""
+    lines = []
+    for row in rows:
+        line = {key: row[key] for key in ("method", "trial", "origin")}
+        line |= {name: row["settings"].get(name, "") for name in settings}
+        errors = itertools.zip_longest(folds, row["errors"], fillvalue="")
+        line |= {f"val_error_fold_{fold}": error for fold, error in errors}
+        lines.append(line | {"chosen": int(row["chosen"]), "border": row["border"]})
+    write_csv(path, lines)
+
+
+def packed(missed: np.ndarray) -> str:
+    """Booleans (N,) as text that JSON can hold."""
+    return base64.b64encode(zlib.compress(np.packbits(missed).tobytes())).decode()
+
+
+def unpacked(text: str, n: int) -> np.ndarray:
+    """Undoes `packed`."""
+    return np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8))[:n].astype(bool)
+
+
+def buckets(values: np.ndarray, bins: int) -> list[tuple[float, float, int]]:
+    """A histogram: left and right end of each bucket, and how many values are in it."""
+    counts, edges = np.histogram(values, bins)
+    edges = [float(f"{edge:.6g}") for edge in edges]
+    return [(*ends, int(count)) for ends, count in zip(itertools.pairwise(edges), counts, strict=True)]
 
 
 def write_missed(path: Path, missed: dict[str, np.ndarray]) -> None:
@@ -353,8 +430,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
 def numeric_columns(rows: Sequence[Sequence[str]], columns: int) -> list[bool]:
     """Which columns hold, besides empty cells, only what begins like a number; without any cell, none."""
-    starts = [[row[column][0] for row in rows if row[column]] for column in range(columns)]
-    return [bool(start) and all(one in "+-<0123456789" for one in start) for start in starts]
+    cells = [[row[column] for row in rows if row[column]] for column in range(columns)]
+    return [bool(column) and all(re.match(r"[-+]?\d|< ", cell) for cell in column) for column in cells]
 
 
 def percent(value: Estimate, both: bool = True) -> str:
@@ -463,6 +540,22 @@ def combinations_tables(beside: Sequence[dict], without: Sequence[dict]) -> tupl
         f"made and smaller combinations of them. {INTERVALS_NOTE} {VERDICT_NOTE}"
     )
     return [*markdown, note], text[:-1]
+
+
+def check_tables(rows: Sequence[dict]) -> tuple[list[str], list[str]]:
+    """This repository beside scikit-learn's network, of the rows of sklearn.csv, as Markdown and for a terminal."""
+    header = ["L2 penalty", "folds", "test error here in %", "scikit-learn's in %", "difference in points"]
+    cells = []
+    for penalty in dict.fromkeys(row["l2"] for row in rows):
+        errors = [[row[f"error/{who}"] for row in rows if row["l2"] == penalty] for who in ("ours", "sklearn")]
+        cells.append([f"{penalty:g}", str(len(errors[0])), *(percent(estimate(one)) for one in errors)])
+        cells[-1].append(points(estimate(np.subtract(*errors))))
+    note = (
+        "The same network, trained on the same images here and by scikit-learn's MLPClassifier, which initialises as "
+        "Glorot does: hence `--init glorot`, and the learning rate of the class's recipe. Mean over the folds and 95 % "
+        "interval over them (Student's t), the difference paired by fold."
+    )
+    return [*markdown_table(header, cells), "", note], text_table(header, cells)
 
 
 def ensembles_tables(table: Sequence[dict]) -> tuple[list[str], list[str]]:
@@ -610,11 +703,14 @@ def draw_histograms(histograms: Sequence[dict], colour: dict):
         return distance[nearest][np.searchsorted(np.cumsum(shares[nearest]), 0.999)]
 
     top = max(row["right"] for row in histograms if row["tag"].startswith("entropy/"))
-    limit = max(reach(method, layer) for method in methods for layer in LAYERS)
+    layers = [
+        tag.removeprefix("weights/") for tag in dict.fromkeys(row["tag"] for row in histograms) if "weights/" in tag
+    ]
+    limit = max(reach(method, layer) for method in methods for layer in layers)
 
     for above, below, method in zip(upper, lower, methods, strict=True):
         shade = colour.get(method, "grey")
-        for layer, style in zip(LAYERS, ("-", "--", "-.", ":"), strict=True):
+        for layer, style in zip(layers, itertools.cycle(("-", "--", "-.", ":"))):
             draw_weights(above, method, layer, color=shade, linestyle=style)
         draw_entropy(below, method, "entropy/untrained", color="grey", hatch="////", label="before training")
         draw_entropy(below, method, "entropy/test", color=shade, fill=True, alpha=0.6, label="after training")
@@ -655,9 +751,10 @@ def draw_combinations(table: Sequence[dict], without: Sequence[dict], parts: dic
         axis.set_ylim(lines[number // 3] - 0.4, -0.6)
         axis.grid(axis="x", alpha=0.3)
     figure.supxlabel(
-        f"test error in %: mean and 95 % interval over folds (thick), over folds and test images (thin);\n"
-        f"grey: within {100 * MARGIN:g} points of the combination",
-        fontsize=10,
+        "test error in %: mean and 95 % interval over folds (thick),\n"
+        "over folds and test images (thin); grey: within\n"
+        f"{100 * MARGIN:g} points of the combination",
+        fontsize=9,  # it has to fit below a single panel
     )
     return figure
 
@@ -710,20 +807,23 @@ def write_report(folder: Path, methods: Sequence[str], parts: dict[str, Sequence
     tables = {}  # by name of file, for the file and for the terminal
     found = {path.name for path in folder.iterdir()}
 
-    def rows_of(name: str) -> list[dict]:
-        return read_csv(folder / name) if name in found else []
+    def rows_of(name: str, *needed: str) -> list[dict]:
+        return read_csv(folder / name, needed) if name in found else []
 
-    rows, tuned, curves, histograms = map(rows_of, ("results.csv", "tuned.csv", "curves.csv", "histograms.csv"))
+    rows, tuned = rows_of("results.csv", "error/val", "error/test"), rows_of("tuned.csv", "chosen", "val_error_fold_0")
+    curves, histograms = rows_of("curves.csv"), rows_of("histograms.csv")
     missed = read_missed(folder / "missed.npz", rows) if "missed.npz" in found else {}
     table = summarize(rows, missed, tuned)
     beside, without = beside_best_part(rows, missed, parts), without_parts(rows, missed)
-    means = ensembles(rows_of("ensembles.csv"))
+    means, check = ensembles(rows_of("ensembles.csv")), rows_of("sklearn.csv")
     tables["methods"] = methods_tables(table, rows)
     tables["settings"] = settings_table(table), []
     if beside or without:
         tables["combinations"] = combinations_tables(beside, without)
     if means:
         tables["ensembles"] = ensembles_tables(means)
+    if check:
+        tables["sklearn"] = check_tables(check)
     for name, (markdown, _) in tables.items():
         write_text(folder / f"{name}.md", "\n".join(markdown) + "\n")
 

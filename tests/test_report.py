@@ -29,6 +29,7 @@ def rows():
     return found + [row("better", fold, error, 0.06) for fold, error in enumerate(BETTER, start=3)][::-1]
 
 
+LAYERS = ("linear1", "linear2", "linear3", "linear4")
 METHODS = {  # and about how large their errors may be
     "the class's recipe": 0.081, "baseline": 0.069, "He initialisation": 0.067, "L1": 0.065, "L2": 0.063,
     "weight decay": 0.066, "dropout": 0.060, "batch norm": 0.057, "layer norm": 0.058, "noise": 0.037,
@@ -79,7 +80,7 @@ def write_comparison(folder, names=SOME, folds=17, images=1003):
             tuned.append(columns | {"chosen": int(trial == 1), "border": "lr" if method == "L1" else ""})
     for method in ("baseline", "L1", "everything"):
         edges = np.linspace(-0.6, 0.6, 41)
-        for tag in (*(f"weights/{layer}" for layer in report.LAYERS), "entropy/untrained", "entropy/test"):
+        for tag in (*(f"weights/{layer}" for layer in LAYERS), "entropy/untrained", "entropy/test"):
             ends = edges if tag.startswith("weights") else np.linspace(0, 2.3, 41)
             sizes = np.exp(-8 * abs(ends[:-1])) if tag != "entropy/untrained" else ends[:-1] > 2.2
             for left, right, size in zip(ends, ends[1:], sizes, strict=False):
