@@ -97,6 +97,7 @@ MAIN = ("baseline", "L1", "L2", "dropout", "batch norm", "everything")  # whose 
 AVERAGED = ("baseline", "dropout", "everything")  # of which the outputs of several networks are averaged
 NETWORKS, AVERAGED_FOLDS = 5, range(3, 8)
 PUBLISHED = Path(__file__).parent / "figures" / "compare"
+TUNED_FILE = PUBLISHED.parent / "tuning" / "tuned.csv"  # what --tune has found so far, and what is compared
 TUNING_FOLDS = (0, 1, 2)
 FOLDS = range(len(TUNING_FOLDS), data.FOLDS)
 BORDER = 0.05  # of a range, on its own scale: an optimum that near to an end is named
@@ -406,13 +407,12 @@ def point(method: str, settings: dict) -> tuple:
 
 def published_errors(options: CompareOptions) -> dict[tuple, float]:
     """The errors in the published tuned.csv by point and fold, if these are its settings and data."""
-    path = PUBLISHED / "tuned.csv"
     mine, published = (experiment(replace(config, **ONE_LOOK)) for config in (options.config, BASE))
-    if options.config.data != "mnist" or mine != published or not path.exists():
+    if options.config.data != "mnist" or mine != published or not TUNED_FILE.exists():
         return {}
     return {
         (point(row["method"], row), fold): row[f"val_error_fold_{fold}"]
-        for row in report.read_csv(path)
+        for row in report.read_csv(TUNED_FILE)
         for fold in TUNING_FOLDS
         if row["method"] in METHODS and row[f"val_error_fold_{fold}"] != ""
     }
@@ -430,14 +430,15 @@ def borders(settings: dict, space: dict[str, tuple[float, float, bool]]) -> str:
 
 def tuned_settings(methods: Sequence[str]) -> dict[str, dict]:
     """What each of `methods` sets, as tuned in the published tuned.csv."""
-    path = PUBLISHED / "tuned.csv"
-    rows = report.read_csv(path) if path.exists() else []
+    rows = report.read_csv(TUNED_FILE) if TUNED_FILE.exists() else []
     chosen = {row["method"]: row for row in rows if row["chosen"]}
     found = {}
     for method in methods:
         tuned = {name: chosen.get(method, {}).get(name, "") for name in tuned_names(method)}
         if "" in tuned.values():
-            raise RunError(f"{path}: {method} is not tuned; run python compare.py --tune and copy its tuned.csv there")
+            raise RunError(
+                f"{TUNED_FILE}: {method} is not tuned; run python compare.py --tune, copy its tuned.csv there"
+            )
         found[method] = METHODS[method] | tuned
     return found
 
@@ -474,7 +475,7 @@ def compare(options: CompareOptions) -> Path:
         for name, rows in (("ensembles", ensembles(configs, options)), ("sklearn", check(folds, options))):
             if rows:
                 report.write_csv(folder / f"{name}.csv", rows)
-    report.write_text(folder / "tuned.csv", (PUBLISHED / "tuned.csv").read_text(encoding="utf-8"))
+    report.write_text(folder / "tuned.csv", TUNED_FILE.read_text(encoding="utf-8"))
     return folder
 
 

@@ -11,12 +11,12 @@ import sys
 import time
 import zlib
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
 import torch
+from helpers import ROOT, refused
 from sklearn import neural_network
 from test_report import write_comparison
 
@@ -28,22 +28,8 @@ from support.folder import read_json
 from support.shell import parse
 from train import Config, predict, train, trained_model
 
-ROOT = Path(__file__).parent.parent
 SETTINGS = ("--data", "digits", "--device", "cpu", "--epochs", "4")
 TUNED = [method for method in METHODS if method != RECIPE]
-
-
-def refused(capfd, main, *arguments):
-    """Exit code and the one line that is on the screen when `main` ends with an error."""
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    out, err = capfd.readouterr()
-    code = stop.value.code
-    if isinstance(code, str):  # the interpreter prints it and exits with 1
-        code, err = 1, err + code + "\n"
-    assert out == "" and err.count("\n") == 1 and err.startswith("error: "), f"{out}{err}"
-    return code, err
 
 
 @pytest.fixture
@@ -78,7 +64,7 @@ def published(monkeypatch, tmp_path):
     """A folder in place of figures/compare, in which the second point of every design is the optimum."""
     folder = tmp_path / "published"
     folder.mkdir()
-    monkeypatch.setattr(compare, "PUBLISHED", folder)
+    monkeypatch.setattr(compare, "TUNED_FILE", folder / "tuned.csv")
     publish(folder)
     return folder
 
@@ -239,7 +225,7 @@ def test_tuning(inline, made_up, tmp_path, capsys):
 def test_tuning_goes_on_from_published_points(inline, made_up, monkeypatch, tmp_path):
     digits = replace(data.load("digits"), name="mnist")
     monkeypatch.setattr(data, "load", lambda *_: digits)
-    monkeypatch.setattr(compare, "PUBLISHED", tmp_path)
+    monkeypatch.setattr(compare, "TUNED_FILE", tmp_path / "tuned.csv")
 
     def tuned(studies, *more):
         inline.clear()
@@ -449,7 +435,7 @@ def test_scikit_learn_is_given_the_same_network_and_images(monkeypatch, tmp_path
 def test_a_killed_worker_leaves_the_same_table(published, tmp_path, request):
     (tmp_path / "work").mkdir()
     settings = ("--data", "digits", "--epochs", "300", "--evaluations", "20", "--folds", "3-4", "--methods", "dropout")
-    code = f"import compare, pathlib; compare.PUBLISHED = pathlib.Path({str(published)!r}); "
+    code = f"import compare, pathlib; compare.TUNED_FILE = pathlib.Path({str(published / 'tuned.csv')!r}); "
     code += f"compare.report.save_figure = lambda *_: None; compare.main({list(settings)})"
     command = [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SHOW_TRACEBACK": "1"}
@@ -544,30 +530,40 @@ def test_files_of_an_older_version_are_one_line(monkeypatch, tmp_path, capfd):
     assert code == 1 and "results.csv: has no column error/val; write it again with compare.py" in line
 
 
-def is_new(path):
-    return path.exists() and "schedule" in path.read_text(encoding="utf-8").partition("\n")[0]
-
-
-# The tests below hold for figures/compare as soon as it has the files of this version of compare.py.
-published_files = pytest.mark.skipif(not is_new(PUBLISHED / "tuned.csv"), reason="not published yet")
-
-
-@published_files
 def test_the_published_points_are_those_of_the_design():
-    rows = report.by_method(report.read_csv(PUBLISHED / "tuned.csv"))
-    assert set(rows) == set(TUNED)
-    settings = compare.tuned_settings(TUNED)
-    for method in TUNED:
-        points = [*compare.design(method, settings), *compare.nested(method, settings).values()]
-        assert [compare.point(method, row) for row in rows[method]] == [compare.point(method, one) for one in points]
+    """Of every method that --tune has come to; a method is chosen once all its points have run as far as they go."""
+    rows = report.by_method(report.read_csv(compare.TUNED_FILE))
+    assert "baseline" in rows
+    chosen = [method for method, points in rows.items() if any(row["chosen"] for row in points)]
+    settings = compare.tuned_settings(chosen)
+    for method, points in rows.items():
+        designed = [*compare.design(method, settings), *compare.nested(method, settings).values()]
+        assert all(compare.point(method, row) == compare.point(method, designed[row["trial"]]) for row in points)
+        if method in chosen:
+            complete = [row for row in points if row["val_error_fold_2"] != ""]
+            means = [sum(row[f"val_error_fold_{fold}"] for fold in (0, 1, 2)) for row in complete]
+            assert complete[int(np.argmin(means))]["chosen"] and len(points) == len(designed)
 
 
-@published_files
 def test_the_published_tables_and_figures_follow_from_the_published_files(tmp_path):
     shutil.copytree(PUBLISHED, tmp_path / "copy")
     report.write_report(tmp_path / "copy", list(METHODS), PARTS)
-    changed = [
-        path.name for path in PUBLISHED.iterdir() if path.read_bytes() != (tmp_path / "copy" / path.name).read_bytes()
-    ]
-    assert not changed
-    assert {path.name for path in (tmp_path / "copy").iterdir()} == {path.name for path in PUBLISHED.iterdir()}
+    assert names_and_bytes(tmp_path / "copy") == names_and_bytes(PUBLISHED)
+
+
+def test_the_report_shows_the_published_tables():
+    """Cell by cell: every row of REPORT.md's tables stands, with more columns, in a file that --report writes."""
+    text = (ROOT / "REPORT.md").read_text(encoding="utf-8")
+    shown = [cells(line) for line in text.splitlines() if re.match(r"\| .*\d ± ", line)]
+    written = [cells(line) for path in PUBLISHED.glob("*.md") for line in path.read_text().splitlines()]
+    assert len(shown) > 10
+    for row in shown:
+        assert any(row[0] == one[0] and set(row) <= set(one) for one in written), row
+
+
+def names_and_bytes(folder):
+    return {path.name: content for path, content in contents(folder).items()}
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]

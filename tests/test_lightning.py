@@ -212,11 +212,11 @@ def test_a_foreign_optimizer_is_refused(digits, tmp_path, monkeypatch):
 def test_no_checkpoint_goes_by_way_of_the_temporary_folder(digits, tmp_path, monkeypatch):
     monkeypatch.setattr("lightning.fabric.utilities.cloud_io._atomic_save", None)
     monkeypatch.setattr("lightning.fabric.plugins.io.torch_io._atomic_save", None)
-    replaced = []
-    replacing = script.replacing
-    monkeypatch.setattr(script, "replacing", lambda path: replaced.append(path.name) or replacing(path))
+    written = []
+    write = script.write_checkpoint
+    monkeypatch.setattr(script, "write_checkpoint", lambda path, state: written.append(path.name) or write(path, state))
     train_lightning(digits, tmp_path / "run", quiet=True)
-    assert replaced[:3] == ["best.pt", "best.pt", "last.pt"]
+    assert written[:3] == ["best.pt", "best.pt", "last.pt"]
 
 
 def test_a_diverged_run_stops_as_the_plain_one(digits, tmp_path):
