@@ -639,7 +639,7 @@ def cut_run(tmp_path_factory):
 
 class Exploit:
     def __reduce__(self):
-        return (os._exit, (99,))
+        return (exec, ("import os; os.environ['EXECUTED'] = 'yes'",))
 
 
 def altered_json(**changes):
@@ -731,7 +731,7 @@ def test_a_damaged_file_is_one_line_and_stays(file, damage, cut_run, tmp_path, c
     code, line = refused(capfd, main, "--resume", folder)
     assert code == 1 and "SHOW_TRACEBACK" not in line, line
     assert str(path) in line if damage != "digest" else "data_sha256 7, not" in line, line
-    assert contents(folder) == before
+    assert contents(folder) == before and "EXECUTED" not in os.environ
 
 
 def main_quietly(*arguments):
@@ -873,7 +873,11 @@ def test_a_closed_pipe_is_quiet():
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, ROOT / "train.py", "--help"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-E", ROOT / "train.py", "--help"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     os.close(writer)
     assert done.stderr == ""
