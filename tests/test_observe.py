@@ -95,6 +95,14 @@ def test_input_gradients_of_one_step(looked_at, histograms, tmp_path):
     assert points(tmp_path) == expected
 
 
+def test_the_images_stay_as_they_are(tmp_path):
+    """Even where a layer sees them as the caller has them."""
+    model, images = nn.Linear(64, 10), torch.rand(5, 64)
+    with Recorder(tmp_path).input_gradients(model, store_grad, 0, True, True):
+        model(images).sum().backward()
+    assert not images.requires_grad and images.grad is None
+
+
 def test_a_picture_of_augmented_images(tmp_path):
     recorder = Recorder(tmp_path)
     recorder.images(torch.rand(3, 5, 8, 8) * 3 - 1)
