@@ -1,4 +1,4 @@
-"""The images: where they come from, which are the 5 %, and how they become batches.
+"""The images: where they come from, which of them train, and how they become batches.
 
 MNIST comes through datamaestro; any other data set in its format from a folder; scikit-learn's digits serve where there
 is no network. Everything the loops see is a pair of tensors `images, labels`; a batch is a slice of both.
@@ -12,19 +12,24 @@ import io
 import logging
 import math
 import struct
+import textwrap
 import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 FOLDS = 20  # 5 % is one twentieth
+FRACTIONS = (0.001, 0.95)  # of the training images; above 0.95, less than a whole block would be left to validate
 FOLD_SEED = 1998  # of the cut into folds alone: every run, whatever its seed, sees the same twenty blocks
 SPLITS = ("train", "val", "test")
 DOWNLOAD_TIMEOUT = 20  # seconds without a byte
+MAX_BYTES = 2**32  # of one IDX file, unpacked: six times the largest EMNIST file; what asks for more is damaged
 
 IDX_NAMES = (
     "train-images-idx3-ubyte",
@@ -32,6 +37,7 @@ IDX_NAMES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+MNIST_BYTES = 47_040_016  # of the largest of the four files, decompressed
 MNIST_SHA256 = (  # of the four files, decompressed, in the order of IDX_NAMES
     "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -41,7 +47,10 @@ MNIST_SHA256 = (  # of the four files, decompressed, in the order of IDX_NAMES
 
 
 class DataError(Exception):
-    """The data cannot be used; the message is one line for the user."""
+    """The data cannot be used; the message is one line for the user, even where it names a file called "a\\nb"."""
+
+    def __init__(self, message: str):
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,15 @@ class Dataset:
     @property
     def classes(self) -> int:
         return int(self.train_labels.max()) + 1
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of all that training and evaluation see: the four arrays, their shapes and `white`, in hexadecimal."""
+        arrays = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        digest = hashlib.sha256(repr((self.white, [(a.dtype.str, a.shape) for a in arrays])).encode())
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -90,34 +108,67 @@ def read_folder(folder: Path) -> Dataset:
     """The four IDX files, plain or .gz, in `folder`."""
     paths = []
     for name in IDX_NAMES:
-        found = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
-        if not found:
-            raise DataError(f"{folder / name}: no such file, plain or .gz; the folder must hold {', '.join(IDX_NAMES)}")
-        paths.append(found[0])
-    return check(Dataset(folder.resolve().name, *(read_idx(path) for path in paths)), str(folder))
+        candidates = (folder / name, folder / f"{name}.gz")
+        try:
+            found = next(filter(Path.is_file, candidates), None)
+            what = "no regular file" if any(map(Path.exists, candidates)) else "no such file, plain or .gz"
+        except OSError as error:
+            raise DataError(f"{folder / name}: {reason(error)}; make the folder readable, or name another") from None
+        if found is None:
+            raise DataError(f"{folder / name}: {what}; the folder must hold {', '.join(IDX_NAMES)}")
+        paths.append(found)
+    name = folder.resolve().name
+    if f"{folder}{name}".encode(errors="replace").decode() != f"{folder}{name}":
+        raise DataError(f"{folder.resolve()}: a name that is not UTF-8 cannot be printed or written; rename the folder")
+    return check(Dataset(name, *(read_idx(path) for path in paths)), str(folder))
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of unsigned bytes in an IDX file (format: the foot of yann.lecun.com/exdb/mnist), plain or .gz."""
+    """The array of unsigned bytes in an IDX file (format: the foot of yann.lecun.com/exdb/mnist), plain or .gz.
+
+    Whatever the size of the file, or of what is packed in it, no more is read than its header asks for.
+    """
     try:
-        raw = path.read_bytes()
-        if path.suffix == ".gz":
-            raw = gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); fetch the file again") from None
-    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[3] == 0:
-        start = raw[:4].hex(" ") or "nothing"
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise DataError(f"{path}: no regular file; put a data file in its place")
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return parse_idx(file, path, path.stat().st_size)
+    except (OSError, EOFError, MemoryError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({reason(error)}); make it readable or fetch it again") from None
+
+
+def parse_idx(file: BinaryIO, path: Path, size: int) -> np.ndarray:
+    """The array in `file`, opened from `path`, where it takes `size` bytes."""
+    start = file.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0" or start[3] == 0:
+        start = start.hex(" ") or "nothing"
         raise DataError(f"{path}: not an IDX file, it starts with {start}; expected 00 00 08 and a rank")
-    if raw[2] != 8:
-        raise DataError(f"{path}: IDX type 0x{raw[2]:02x}; only 0x08, unsigned bytes, is read")
-    header = 4 + 4 * raw[3]
-    if len(raw) < header:
-        raise DataError(f"{path}: {len(raw)} bytes, too short for its header of {header}; fetch the file again")
-    shape = struct.unpack_from(f">{raw[3]}I", raw, 4)
-    expected = header + int(np.prod(shape, dtype=object))
-    if len(raw) != expected:
-        raise DataError(f"{path}: {len(raw)} bytes where its sizes {shape} ask for {expected}; fetch the file again")
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+    kind, rank = start[2:]
+    if kind != 8:
+        raise DataError(f"{path}: IDX type 0x{kind:02x}; only 0x08, unsigned bytes, is read")
+    if rank > 3:
+        raise DataError(f"{path}: an array of rank {rank}; images have rank 3, labels 1")
+    header, sizes = 4 + 4 * rank, file.read(4 * rank)
+    if len(sizes) < 4 * rank:
+        raise DataError(f"{path}: {4 + len(sizes)} bytes, too short for its header of {header}; fetch the file again")
+    shape = struct.unpack(f">{rank}I", sizes)
+    expected = header + math.prod(shape)
+    mismatch = f"bytes where its sizes {shape} ask for {expected}; fetch the file again"
+    # gzip adds less than a thousandth, but would read any number of zeros at the end, as a sparse file has them
+    if size > 2 * expected + 10_000 if path.suffix == ".gz" else size != expected:
+        raise DataError(f"{path}: {size} {mismatch}")
+    if not header < expected <= MAX_BYTES:
+        raise DataError(f"{path}: {expected} bytes by its sizes {shape}; allowed are {header + 1} to {MAX_BYTES}")
+    values = file.read(expected - header + 1)  # one more, to see that there is none
+    if len(values) != expected - header:
+        found = f"more than {expected}" if len(values) > expected - header else header + len(values)
+        raise DataError(f"{path}: {found} {mismatch}")
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in few words."""
+    return textwrap.shorten(getattr(error, "strerror", None) or str(error) or type(error).__name__, 100)
 
 
 def check(dataset: Dataset, where: str) -> Dataset:
@@ -131,8 +182,6 @@ def check(dataset: Dataset, where: str) -> Dataset:
             raise DataError(f"{where}: {ranks}; expected 3 and 1")
         if len(images) != len(labels):
             raise DataError(f"{where}: {len(images)} {split} images but {len(labels)} labels; expected one an image")
-        if images.size == 0:
-            raise DataError(f"{where}: {split} images of shape {images.shape}; there must be at least one pixel")
     if len(dataset.train_labels) < FOLDS:
         raise DataError(f"{where}: {len(dataset.train_labels)} training images; {FOLDS} folds need at least {FOLDS}")
     if dataset.train_images.shape[1:] != dataset.test_images.shape[1:]:
@@ -165,51 +214,65 @@ def load_digits(warning: str = "") -> Dataset:
 
 
 def fetch_mnist() -> list[Path]:
-    """The four verified MNIST files in datamaestro's cache, downloaded where missing, in the order of IDX_NAMES."""
-    paths = prepare_mnist()
-    wrong = wrong_files(paths)
-    damaged = [path for path in wrong if path.is_file()]
-    if damaged:  # fetch again, once
-        try:
-            for path in damaged:
-                path.unlink()
-        except OSError as error:
-            raise DataError(f"{path}: damaged, and cannot be replaced ({error.strerror}); delete it") from None
-        wrong = wrong_files(prepare_mnist())
-    if wrong:
-        path = next(filter(Path.is_file, wrong), wrong[0])
-        fault = "is damaged (its SHA-256 is wrong)" if path.is_file() else "could not be downloaded"
-        raise DataError(f"MNIST: {path} {fault}; check the network, or use --data-dir or --data digits")
-    return paths
-
-
-def wrong_files(paths: list[Path]) -> list[Path]:
-    """Those of the four MNIST files that are missing or have another SHA-256 than they should."""
-    return [
-        path
-        for path, sha256 in zip(paths, MNIST_SHA256, strict=True)
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256
-    ]
-
-
-def prepare_mnist() -> list[Path]:
-    """Where datamaestro keeps the four files, after it has tried to download those that are missing."""
+    """The four verified MNIST files in datamaestro's cache, downloaded where missing or damaged, as IDX_NAMES says."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimaestro imports pkg_resources, which says that it is deprecated
-        from datamaestro.context import Context, prepare_dataset
+        from datamaestro.context import find_dataset
 
     try:
-        cache = Context.instance().cachepath
-        for marker in cache.glob("*.url"):  # a broken download left here would be taken for a whole one for ever
-            if "/mnist/" in marker.read_text():
-                marker.with_suffix(".dl").unlink(missing_ok=True)
-                marker.with_suffix(".tmp").unlink(missing_ok=True)
-        cache.parent.mkdir(parents=True, exist_ok=True)
         with tamed_downloads():
-            mnist = prepare_dataset("com.lecun.mnist")
+            resources = {Path(part.url).stem: part for part in find_dataset("com.lecun.mnist").resources.values()}
+            return [verified(resources[name], sha256) for name, sha256 in zip(IDX_NAMES, MNIST_SHA256, strict=True)]
     except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}; set DATAMAESTRO_DIR to a folder for the cache") from None
-    return [Path(part.path) for split in (mnist.train, mnist.test) for part in (split.images, split.labels)]
+        hint = "make it readable, or set DATAMAESTRO_DIR to another folder for the cache"
+        raise DataError(f"{error.filename}: {reason(error)}; {hint}") from None
+
+
+def verified(resource, sha256: str) -> Path:
+    """The file of one of datamaestro's downloads. One with another SHA-256 stays until its replacement is there."""
+    if fault(resource.path, sha256):
+        resource.context.cachepath.mkdir(parents=True, exist_ok=True)
+        with FileLock(resource.context.cachepath / "mnist.lock"):  # of two commands at once, one downloads
+            if found := fault(resource.path, sha256):
+                try:
+                    replace(resource, sha256)
+                except Exception as error:  # networks fail in many ways; datamaestro asserts that the status is 200
+                    if getattr(error, "filename", None):
+                        raise  # the fault of the file system
+                    found = f"{resource.path} {found} and could not be downloaded ({reason(error)})"
+                    hint = "check the network, or use --data-dir or --data digits"
+                    raise DataError(f"MNIST: {found}; {hint}") from None
+    return resource.path
+
+
+def fault(path: Path, sha256: str) -> str:
+    """What is wrong with an MNIST file; nothing if it is there and has this SHA-256."""
+    if not path.exists():
+        return "is missing"
+    if not path.is_file():
+        raise DataError(f"MNIST: {path} is no regular file; move it away")
+    with path.open("rb") as file:
+        start = file.read(MNIST_BYTES + 1)  # a longer file is wrong in any case
+    right = hashlib.sha256(start).hexdigest() == sha256
+    return "" if right else "is damaged (its SHA-256 is wrong), was left as it is,"
+
+
+def replace(resource, sha256: str) -> None:
+    """Downloads a file beside its place, and moves it there once it is verified."""
+    path, temporary = resource.path, resource.path.with_suffix(".tmp")
+    for marker in resource.context.cachepath.glob("*.url"):
+        if marker.read_bytes() == resource.url.encode():  # a broken download would be taken for a whole one for ever
+            marker.with_suffix(".dl").unlink(missing_ok=True)
+            marker.with_suffix(".tmp").unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with resource.context.downloadURL(resource.url) as packed, gzip.open(packed.path) as file:
+            temporary.write_bytes(file.read(MNIST_BYTES + 1))
+        if fault(temporary, sha256):
+            raise ValueError("what came has a wrong SHA-256 too")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -229,21 +292,62 @@ def tamed_downloads() -> Iterator[None]:
 # --- folds, splits, batches ------------------------------------------------------------------------------------------
 
 
+def by_class(labels: np.ndarray) -> np.ndarray:
+    """range(N), class after class, shuffled within each."""
+    shuffled = np.random.RandomState(FOLD_SEED).permutation(len(labels))  # RandomState: the same for every NumPy
+    return shuffled[np.argsort(labels[shuffled], kind="stable")]
+
+
 def stratified_blocks(labels: np.ndarray, blocks: int) -> list[np.ndarray]:
     """Cuts range(N) into disjoint, sorted `blocks`; their sizes, and counts of every class, differ by one at most."""
-    shuffled = np.random.RandomState(FOLD_SEED).permutation(len(labels))  # RandomState: the same for every NumPy
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    return [np.sort(by_class[block::blocks]) for block in range(blocks)]  # dealt out like cards, class after class
+    order = by_class(labels)
+    return [np.sort(order[block::blocks]) for block in range(blocks)]  # dealt out like cards, class after class
 
 
-def split_tensors(dataset: Dataset, split: str, fold: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (N, H, W) in [0, 1] and labels (N,) of one split, on `device`: block `fold` trains, the rest validate."""
+def stratified_order(labels: np.ndarray) -> np.ndarray:
+    """range(N) in an order of which every head has each class in its share, to within about one image.
+
+    The i-th of a class's m images stands at (i + 1/2) / m, as Sainte-Laguë deals out the seats of a parliament.
+    """
+    order = by_class(labels)
+    counts = np.bincount(labels)
+    rank = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]  # of an image within its class
+    return order[np.argsort((rank + 0.5) / counts[labels[order]], kind="stable")]
+
+
+def split_indices(labels: np.ndarray, fold: int, fraction: float = 1 / FOLDS) -> tuple[np.ndarray, np.ndarray]:
+    """Which of N training images train, and which validate; both sorted, together all of them.
+
+    Training takes the first fraction * FOLDS of the blocks fold, fold + 1, ... (mod FOLDS); where that ends within a
+    block, a stratified part of it. So 1/FOLDS is block `fold`, and a fold's smaller training sets lie in its larger.
+
+    Raises DataError for a fraction outside of FRACTIONS, or of less than two images.
+    """
+    low, high = FRACTIONS
+    if not low <= fraction <= high:
+        raise DataError(f"--fraction {fraction}: must lie between {low} and {high} of the training images")
+    blocks = stratified_blocks(labels, FOLDS)
+    blocks = blocks[fold:] + blocks[:fold]
+    whole = int(fraction * FOLDS)
+    last = blocks[whole]
+    head = last[stratified_order(labels[last])][: round((fraction * FOLDS - whole) * len(last))]
+    train = np.sort(np.concatenate([*blocks[:whole], head]))
+    if len(train) < 2:
+        raise DataError(f"--fraction {fraction}: {len(train)} of {len(labels)} images; training needs 2: raise it")
+    return train, np.setdiff1d(np.arange(len(labels)), train, assume_unique=True)
+
+
+def split_tensors(
+    dataset: Dataset, split: str, fold: int, device: torch.device, fraction: float = 1 / FOLDS
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (N, H, W) in [0, 1] and labels (N,) of one split, on `device`; `split_indices` says which.
+
+    The test split is the data set's own, whatever the fold and the fraction.
+    """
     if split == "test":
         images, labels = dataset.test_images, dataset.test_labels
     else:
-        blocks = stratified_blocks(dataset.train_labels, FOLDS)
-        train = blocks.pop(fold)
-        index = train if split == "train" else np.sort(np.concatenate(blocks))
+        index = split_indices(dataset.train_labels, fold, fraction)[("train", "val").index(split)]
         images, labels = dataset.train_images[index], dataset.train_labels[index]
     # bytes travel to the device, where they become four times as many
     images = torch.tensor(images).to(device).float().div_(dataset.white)
