@@ -2,8 +2,9 @@
 
     python benchmarks/step.py
 
-One process, one thread. The contenders of a table take turns and every ratio is taken within one round of turns, so
-that a noisy machine disturbs both sides of it. All figures are medians over the rounds.
+One process, one thread, timed by the processor's clock, which stands still while other programs have the core. They
+still take the caches and the memory; so the contenders of a table take turns, and every ratio is taken within one round
+of turns. All figures are medians over the rounds.
 """
 
 import contextlib
@@ -109,7 +110,7 @@ class Problem(NamedTuple):
         return [self.dataset.in_features, *self.config.hidden, self.dataset.classes]
 
 
-Contender = Callable[[int], float]  # trains for so many epochs, and returns the seconds that it took
+Contender = Callable[[int], float]  # trains for so many epochs, and returns the seconds of the processor that it took
 Table = dict[str, dict[str, float]]  # by row and column
 
 
@@ -156,9 +157,9 @@ def operations(problem: Problem) -> int:
 
 def timed(work: Callable[[int], None]) -> Contender:
     def turn(epochs: int) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         work(epochs)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     return turn
 
@@ -234,10 +235,10 @@ class Stopwatch(lightning.Callback):
     """Keeps the seconds from the first step to the last."""
 
     def on_train_start(self, trainer, module):
-        self.seconds = -time.perf_counter()
+        self.seconds = -time.process_time()
 
     def on_train_end(self, trainer, module):
-        self.seconds += time.perf_counter()
+        self.seconds += time.process_time()
 
 
 def fit(module: lightning.LightningModule, batches: Iterable, epochs: int) -> float:
