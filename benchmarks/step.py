@@ -1,104 +1,225 @@
-"""What a training step, observing and augmenting cost, beside the hardware's limit and the usual ways.
+"""What a training step, augmentation and a whole run cost, beside the hardware's limits and the usual ways.
 
     python benchmarks/step.py
 
-One process, one thread; the contenders of a table take turns, so that a noisy machine disturbs all of them alike.
+One process, one thread, timed by the processor's clock, which stands still while other programs have the core. They
+still take the caches and the memory; so the contenders of a table take turns, and every ratio is taken within one round
+of turns. All figures are medians over the rounds.
 """
 
+import contextlib
 import itertools
 import logging
 import math
+import os
 import statistics
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, NamedTuple
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import lightning
+import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.neural_network import MLPClassifier
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 import data
 import train
-import train_lightning
-from augment import augment
-from model import MLP
+from augment import SIMARD_SIGMA
+from support.shell import errors_in_one_line, parse
 
-ROUNDS = 15
-EPOCHS = 10  # in a round
 CPU = torch.device("cpu")
+# What importing Lightning sets: every step of an optimiser then looks for a driver, 0.14 ms where there is no GPU.
+LIGHTNING = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+
+# What differs from the defaults. Strengths hardly change what a step costs, so these need not be the tuned ones.
+GEOMETRIC = {"rotate": 15.0, "zoom": 0.15, "shift": 2.0, "shear": 0.15}
+METHODS = {
+    "baseline": {},
+    "L1": {"l1": 1e-5},
+    "L2": {"l2": 1e-4},
+    "weight decay": {"weight_decay": 0.01},
+    "dropout": {"dropout": 0.2},
+    "batch norm": {"norm": "batch"},
+    "layer norm": {"norm": "layer"},
+    "noise": {"noise": 0.2},
+    "geometric": GEOMETRIC,
+    "elastic": {"elastic": 34.0},
+    "dropout + L2": {"dropout": 0.2, "l2": 1e-4},
+    "batch norm + L2": {"norm": "batch", "l2": 1e-4},
+    "batch norm + geometric": {"norm": "batch", **GEOMETRIC},
+    "everything": {"norm": "batch", "l2": 1e-4, "noise": 0.2, **GEOMETRIC, "elastic": 34.0},
+}
+WHOLE_RUNS = ("baseline", "dropout + L2", "everything")  # the second is the README's main job
 
 
-def limit(images, labels, config):
-    """The matrix products of a step, into buffers made beforehand: nothing that trains can take less."""
-    sizes = [images[0].numel(), 100, 100, 100, 10]
-    weights = [torch.rand(o, i) for i, o in itertools.pairwise(sizes)]
-    rows = min(config.batch_size, len(labels))
-    activations, gradients = ([torch.rand(rows, size) for size in sizes] for _ in range(2))
-    weight_gradients = [torch.empty_like(weight) for weight in weights]
+@dataclass(frozen=True)
+class Options:
+    """Time a training step, augmentation and whole runs beside the hardware's limits and the usual ways."""
 
-    def epochs(count):
-        start = time.perf_counter()
-        for _ in range(count * math.ceil(len(labels) / config.batch_size)):
-            for layer, weight in enumerate(weights):
-                torch.mm(activations[layer], weight.T, out=activations[layer + 1])
-            for layer in reversed(range(len(weights))):
-                torch.mm(gradients[layer + 1].T, activations[layer], out=weight_gradients[layer])
-                if layer:  # nobody needs the gradient of the pixels
-                    torch.mm(gradients[layer + 1], weights[layer], out=gradients[layer])
-        return time.perf_counter() - start
-
-    return epochs
+    data: Literal["auto", "mnist", "digits"] = "auto"  # auto: MNIST, or scikit-learn's digits where it cannot be had
+    quick: bool = False  # a few steps of everything: that it works, not how fast
 
 
-def ours(images, labels, config):
-    """This project's loop: train.train_step over data.Batches."""
-    init, order, _ = train.random_streams(config.seed, CPU)
-    model = train.build_model(config, data.load(), init)
-    batches = data.Batches(images, labels, config.batch_size, order)
+class Length(NamedTuple):
+    """How much is timed."""
+
+    step_rounds: int
+    step_epochs: int  # in a turn: the shorter, the less a machine changes between two contenders
+    augmentation_rounds: int
+    augmentation_batches: int  # in a turn
+    run_rounds: int
+    run_epochs: int
+
+
+FULL, QUICK = Length(30, 3, 10, 10, 2, 1000), Length(1, 1, 1, 1, 1, 1)
+
+
+class Problem(NamedTuple):
+    """What all contenders have in common."""
+
+    dataset: data.Dataset
+    images: torch.Tensor  # (N, H, W), to train on
+    labels: torch.Tensor  # (N,)
+    config: train.Config  # the baseline
+
+    @property
+    def rows(self) -> int:
+        """Images in a batch."""
+        return min(self.config.batch_size, len(self.labels))
+
+    @property
+    def steps(self) -> int:
+        """In an epoch."""
+        return math.ceil(len(self.labels) / self.config.batch_size)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Inputs and outputs of the linear layers."""
+        return [self.dataset.in_features, *self.config.hidden, self.dataset.classes]
+
+
+Contender = Callable[[int], float]  # trains for so many epochs, and returns the seconds of the processor that it took
+Table = dict[str, dict[str, float]]  # by row and column
+
+
+# --- the limits ------------------------------------------------------------------------------------------------------
+
+
+def products(problem: Problem, matmul: Callable, convert: Callable) -> Contender:
+    """The matrix products of a step, into buffers made beforehand: nothing that trains can take less.
+
+    `matmul(a, b, out=c)` multiplies what `convert` makes of a tensor.
+    """
+
+    def random(rows: int, columns: int):
+        return convert(torch.rand(rows, columns))
+
+    sizes, rows = problem.sizes, problem.rows
+    weights, weight_gradients = ([random(o, i) for i, o in itertools.pairwise(sizes)] for _ in range(2))
+    activations, gradients = ([random(rows, size) for size in sizes] for _ in range(2))
+
+    def step() -> None:
+        for layer, weight in enumerate(weights):
+            matmul(activations[layer], weight.T, out=activations[layer + 1])
+        for layer in reversed(range(len(weights))):
+            matmul(gradients[layer + 1].T, activations[layer], out=weight_gradients[layer])
+            if layer:  # nobody needs the gradient of the pixels
+                matmul(gradients[layer + 1], weights[layer], out=gradients[layer])
+
+    @timed
+    def turn(epochs: int) -> None:
+        for _ in range(epochs * problem.steps):
+            step()
+
+    return turn
+
+
+def operations(problem: Problem) -> int:
+    """Additions and multiplications in the matrix products of a step."""
+    pairs = [i * o for i, o in itertools.pairwise(problem.sizes)]
+    return 2 * problem.rows * (3 * sum(pairs) - pairs[0])
+
+
+# --- the contenders --------------------------------------------------------------------------------------------------
+
+
+def timed(work: Callable[[int], None]) -> Contender:
+    def turn(epochs: int) -> float:
+        start = time.process_time()
+        work(epochs)
+        return time.process_time() - start
+
+    return turn
+
+
+def ours(problem: Problem, **settings) -> Contender:
+    """The steps of train.run, as they are between two evaluations."""
+    config = replace(problem.config, **settings)
+    init, order, augmentation = train.random_streams(config.seed, CPU)
+    torch.manual_seed(init)
+    model = train.build_model(config, problem.dataset)
+    batches = data.Batches(problem.images, problem.labels, config.batch_size, order)
     optimizer, scheduler = train.build_optimizer(model, config, config.epochs * len(batches))
 
-    def epochs(count):
-        start = time.perf_counter()
-        for _ in range(count):
-            for batch in batches:
-                train.train_step(model, optimizer, scheduler, *batch, config)
-        return time.perf_counter() - start
+    @timed
+    def turn(epochs: int) -> None:
+        with train.machine(config):
+            for _ in range(epochs):
+                losses = []
+                for images, labels in batches:
+                    loss = train.objective(model, train.augmented(images, config, augmentation), labels, config)
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    scheduler.step()
+                    losses.append(loss.detach())
+                train.check_finite(losses, 0)
 
-    return epochs
+    return turn
 
 
-def student(images, labels, config):
+def usual_loader(problem: Problem) -> DataLoader:
+    return DataLoader(TensorDataset(problem.images, problem.labels), problem.config.batch_size, shuffle=True)
+
+
+def usual_loop(problem: Problem) -> Contender:
     """The loop of most tutorials: a DataLoader, Adam, the loss read at every step."""
-    model = MLP(images[0].numel(), 10)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-    loader = DataLoader(TensorDataset(images, labels), batch_size=config.batch_size, shuffle=True)
+    model = train.build_model(problem.config, problem.dataset)
+    optimizer = torch.optim.Adam(model.parameters(), lr=problem.config.lr)
+    loader = usual_loader(problem)
 
-    def epochs(count):
-        start, total = time.perf_counter(), 0.0
-        for _ in range(count):
-            for batch_images, batch_labels in loader:
+    @timed
+    def turn(epochs: int) -> None:
+        total = 0.0
+        for _ in range(epochs):
+            for images, labels in loader:
                 optimizer.zero_grad()
-                loss = F.cross_entropy(model(batch_images), batch_labels)
+                loss = F.cross_entropy(model(images), labels)
                 loss.backward()
                 optimizer.step()
                 total += loss.item()
-        return time.perf_counter() - start
 
-    return epochs
+    return turn
 
 
 class UsualLightning(lightning.LightningModule):
     """The LightningModule of most tutorials."""
 
-    def __init__(self, in_features, lr):
+    def __init__(self, problem: Problem):
         super().__init__()
-        self.model, self.lr = MLP(in_features, 10), lr
+        self.model, self.lr = train.build_model(problem.config, problem.dataset), problem.config.lr
 
     def training_step(self, batch, _):
         images, labels = batch
@@ -114,113 +235,216 @@ class Stopwatch(lightning.Callback):
     """Keeps the seconds from the first step to the last."""
 
     def on_train_start(self, trainer, module):
-        self.seconds = -time.perf_counter()
+        self.seconds = -time.process_time()
 
     def on_train_end(self, trainer, module):
-        self.seconds += time.perf_counter()
+        self.seconds += time.process_time()
 
 
-def fit(epochs, module, batches):
-    """Seconds that a Trainer with nothing switched on takes."""
+def fit(module: lightning.LightningModule, batches: Iterable, epochs: int) -> float:
+    """Seconds that Lightning's Trainer takes with nothing switched on."""
     stopwatch = Stopwatch()
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = lightning.Trainer(max_epochs=epochs, accelerator="cpu", limit_val_batches=0, callbacks=[stopwatch], **off)
-    trainer.fit(module, batches)
+    trainer = lightning.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=[stopwatch], **off)
+    with patch.dict(os.environ, LIGHTNING):
+        trainer.fit(module, batches)
     return stopwatch.seconds
 
 
-def usual_lightning(images, labels, config):
+def usual_lightning(problem: Problem) -> Contender:
     """Lightning's Trainer over that DataLoader, with a logged loss."""
-    loader = DataLoader(TensorDataset(images, labels), batch_size=config.batch_size, shuffle=True)
-
-    return lambda count: fit(count, UsualLightning(images[0].numel(), config.lr), loader)
-
-
-def our_lightning(images, labels, config):
-    """Lightning's Trainer over this project's module and its batches in memory."""
-    with tempfile.TemporaryDirectory() as runs:
-        run = train.Run(config, runs)
-    batches = data.Batches(images, labels, config.batch_size, torch.Generator())
-    return lambda count: fit(count, train_lightning.LitMLP(run), batches)
+    loader = usual_loader(problem)
+    return lambda epochs: fit(UsualLightning(problem), loader, epochs)
 
 
-def steps_table(images, labels, config):
-    """ms a step of each contender, and its ratio to the limit in the same round: medians over the rounds."""
-    contenders = {
-        "matrix products alone (the limit)": limit,
-        "this project's step": ours,
-        "DataLoader, Adam, .item()": student,
-        "Lightning's Trainer, DataLoader": usual_lightning,
-        "train_lightning.py, in memory": our_lightning,
-    }
-    contenders = {name: make(images, labels, config) for name, make in contenders.items()}
+def our_lightning(problem: Problem) -> Contender:
+    """Lightning's Trainer over the module of train_lightning.py and this project's batches in memory."""
+    from train_lightning import LitMLP
+
+    batches = data.Batches(problem.images, problem.labels, problem.config.batch_size, torch.Generator())
+    steps = problem.config.epochs * len(batches)
+    return lambda epochs: fit(LitMLP(problem.config, problem.dataset, steps), batches, epochs)
+
+
+def scikit_learn(problem: Problem) -> Contender:
+    """scikit-learn's own multilayer perceptron, in NumPy, without the L2 penalty that it has by default."""
+    images, labels = problem.images.flatten(1).numpy(), problem.labels.numpy()
+
+    @timed
+    def turn(epochs: int) -> None:
+        model = MLPClassifier(problem.config.hidden, solver="adam", alpha=0.0, batch_size=problem.rows)
+        model.set_params(max_iter=epochs, n_iter_no_change=epochs + 1).fit(images, labels)
+
+    return turn
+
+
+# --- taking turns ----------------------------------------------------------------------------------------------------
+
+
+def take_turns(contenders: dict[str, Contender], rounds: int, count: int) -> dict[str, list[float]]:
+    """The seconds that each of the contenders took for `count` in each of the rounds."""
     times = {name: [] for name in contenders}
-    for round_ in range(ROUNDS + 1):
-        for name, epochs in contenders.items():
-            seconds = epochs(EPOCHS)
-            if round_:  # the first one warms up
-                times[name].append(seconds / (EPOCHS * math.ceil(len(labels) / config.batch_size)) * 1000)
-    print(f"\n{f'a step on {min(config.batch_size, len(labels))} images':36} {'ms':>8} {'x limit':>8}")
-    reference = times["matrix products alone (the limit)"]
-    for name, values in times.items():
-        ratio = statistics.median(value / base for value, base in zip(values, reference, strict=True))
-        print(f"{name:36} {statistics.median(values):8.2f} {ratio:8.2f}")
+    for turn in contenders.values():
+        turn(1)  # warms up
+    for _ in range(rounds):
+        for name, turn in contenders.items():
+            times[name].append(turn(count))
+    return times
 
 
-def observing_table(images, labels, config):
-    """Seconds of a whole run of train.train, and of its bare steps: means over runs that take turns."""
-    bare = ours(images, labels, config)
-    steps, whole = [bare(config.epochs)], []
-    with tempfile.TemporaryDirectory() as runs:
-        for _ in range(2):
-            start = time.perf_counter()
-            train.train(config, runs, quiet=True)
-            whole.append(time.perf_counter() - start)
-            steps.append(bare(config.epochs))
-    steps, whole = statistics.mean(steps), statistics.mean(whole)
-    print(f"\n{f'{config.epochs} epochs':36} {'s':>8} {'x steps':>8}")
-    print(f"{'bare steps':36} {steps:8.1f} {1:8.2f}")
-    print(f"{f'whole run, {config.evaluations} evaluations':36} {whole:8.1f} {whole / steps:8.2f}")
+def median_ratio(values: list[float], references: list[float]) -> float:
+    return statistics.median(value / reference for value, reference in zip(values, references, strict=True))
 
 
-def augmentation_table(images):
-    """ms for rotation, zoom, shift and noise on a batch, here and image by image with torchvision."""
-    side = images.shape[-1]
-    generator = torch.Generator().manual_seed(0)
-    affine = v2.RandomAffine(15, (2 / side, 2 / side), (0.85, 1.15), interpolation=v2.InterpolationMode.BILINEAR)
-    transform = v2.Compose([affine, v2.GaussianNoise(sigma=0.1, clip=False)])
-
-    def batched():
-        augment(images, generator, rotate=15, zoom=0.15, shift=2, noise=0.1)
-
-    def one_by_one():
-        torch.stack([transform(image) for image in images.unsqueeze(1)])
-
-    times = {"batched, this project": (batched, 20, []), "torchvision, image by image": (one_by_one, 2, [])}
-    for _ in range(ROUNDS):
-        for function, repeats, values in times.values():
-            start = time.perf_counter()
-            for _ in range(repeats):
-                function()
-            values.append((time.perf_counter() - start) / repeats * 1000)
-    first, *_ = (statistics.median(values) for _, _, values in times.values())
-    print(f"\n{f'augmenting {len(images)} images':36} {'ms':>8} {'x ours':>8}")
-    for name, (_, _, values) in times.items():
-        print(f"{name:36} {statistics.median(values):8.2f} {statistics.median(values) / first:8.1f}")
+def show(title: str, table: Table) -> None:
+    columns = list(next(iter(table.values())))
+    print(f"\n{title:36}" + "".join(f"{column:>12}" for column in columns))
+    for name, cells in table.items():
+        print(f"{name:36}" + "".join(f"{cells[column]:12.2f}" for column in columns), flush=True)
 
 
-def main():
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    warnings.simplefilter("ignore")  # Lightning recommends worker processes
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    config = train.Config(device="cpu")
-    dataset = data.load()
-    images, labels = data.split_tensors(dataset, "train", config.fold, CPU)
-    print(f"{dataset.name}, one thread, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
-    augmentation_table(images[: config.batch_size])
-    steps_table(images, labels, config)
-    observing_table(images, labels, config)
+# --- the tables ------------------------------------------------------------------------------------------------------
+
+
+def step_table(problem: Problem, length: Length) -> Table:
+    """ms a step of every contender, and how many times as long as the matrix products of PyTorch and of NumPy."""
+    limits = {
+        "x PyTorch's": ("PyTorch's matrix products alone", products(problem, torch.matmul, lambda tensor: tensor)),
+        "x NumPy's": ("NumPy's matrix products alone", products(problem, np.matmul, torch.Tensor.numpy)),
+    }
+    contenders = dict(limits.values())
+    contenders |= {name: ours(problem, **settings) for name, settings in METHODS.items()}
+    contenders |= {
+        "baseline, --matmul medium": ours(problem, matmul="medium"),
+        "DataLoader, Adam, .item()": usual_loop(problem),
+        "Lightning's Trainer, DataLoader": usual_lightning(problem),
+        "scikit-learn's MLPClassifier": scikit_learn(problem),
+    }
+    with contextlib.suppress(ImportError):  # until train_lightning.py is on support/ as well
+        contenders["train_lightning.py, in memory"] = our_lightning(problem)
+    times = take_turns(contenders, length.step_rounds, length.step_epochs)
+    each = 1000 / (length.step_epochs * problem.steps)
+    table = {
+        name: {"ms": statistics.median(values) * each}
+        | {column: median_ratio(values, times[limit]) for column, (limit, _) in limits.items()}
+        for name, values in times.items()
+    }
+    show(f"a step on {problem.rows} images", table)
+    for limit, _ in limits.values():
+        print(f"{limit}: {operations(problem) / table[limit]['ms'] / 1e6:.0f} GFLOP/s")
+    return table
+
+
+def augmentation_table(problem: Problem, length: Length) -> Table:
+    """ms for a batch, here and with torchvision's transforms, which draw once a call and so need a loop over images."""
+    images, side = problem.images[: problem.rows], problem.images.shape[-1]
+    parts = {"geometry": GEOMETRIC, "noise": METHODS["noise"], "elastic": METHODS["elastic"]}
+    shear = math.degrees(math.atan(GEOMETRIC["shear"]))
+    zoom, shift = GEOMETRIC["zoom"], GEOMETRIC["shift"] / side
+    bilinear = v2.InterpolationMode.BILINEAR
+    transforms = {
+        "geometry": v2.RandomAffine(GEOMETRIC["rotate"], (shift, shift), (1 - zoom, 1 + zoom), shear, bilinear),
+        # its alpha counts half pixels, and its blur cannot reach farther than the images do
+        "elastic": v2.ElasticTransform(2 * parts["elastic"]["elastic"], min(SIMARD_SIGMA, (side - 1) / 4)),
+        "noise": v2.GaussianNoise(sigma=parts["noise"]["noise"], clip=False),
+    }
+    parts["all"] = {name: value for part in parts.values() for name, value in part.items()}
+    transforms["all"] = v2.Compose(list(transforms.values()))
+
+    def batched(config: train.Config) -> Contender:
+        generator = torch.Generator().manual_seed(0)
+        return timed(lambda batches: [train.augmented(images, config, generator) for _ in range(batches)])
+
+    def one_by_one(transform: v2.Transform) -> Contender:
+        """One batch, however many are asked for: it takes as long as a hundred of the others."""
+        return timed(lambda _: torch.stack([transform(image) for image in images.unsqueeze(1)]))
+
+    table = {}
+    for name, settings in parts.items():
+        contenders = {"ms": batched(replace(problem.config, **settings)), "torchvision": one_by_one(transforms[name])}
+        times = take_turns(contenders, length.augmentation_rounds, length.augmentation_batches)
+        times["ms"] = [seconds / length.augmentation_batches for seconds in times["ms"]]
+        table[name] = {column: statistics.median(values) * 1000 for column, values in times.items()}
+        table[name]["x ours"] = median_ratio(times["torchvision"], times["ms"])
+    show(f"augmenting {problem.rows} images", table)
+    return table
+
+
+def run_table(problem: Problem, length: Length) -> Table:
+    """Seconds of whole runs of train.train, evaluations and files included, and of the bare steps of the baseline."""
+
+    def whole(settings: dict) -> Contender:
+        @timed
+        def turn(epochs: int) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                train.train(replace(problem.config, epochs=epochs, **settings), folder, quiet=True)
+
+        return turn
+
+    contenders = {"baseline's steps alone": ours(problem)} | {name: whole(METHODS[name]) for name in WHOLE_RUNS}
+    times = take_turns(contenders, length.run_rounds, length.run_epochs)
+    table = {
+        name: {"s": statistics.median(values), "x baseline": median_ratio(values, times["baseline"])}
+        for name, values in times.items()
+    }
+    show(f"a whole run, {length.run_epochs} epochs", table)
+    return table
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def describe(problem: Problem) -> None:
+    """Which processor, which BLAS, and which instructions each of them uses, as far as they tell."""
+    processor = torch.cpu.get_capabilities()
+    name = processor.get("cpu_name", processor.get("architecture", "unknown"))
+    features = [key for key in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve") if processor.get(key)]
+    print(f"{problem.dataset.name}, one thread, {name} with {', '.join(features)}")
+    print(f"PyTorch {torch.__version__}, its own kernels in {torch.backends.cpu.get_cpu_capability()}, built with")
+    for line in torch.__config__.show().splitlines():
+        if "Math Kernel Library" in line or "MKL-DNN" in line:
+            print(f"  {line.strip(' -')}")
+    for library in threadpool_info():
+        if library["user_api"] == "blas":
+            kernels = library.get("architecture", "of its own choice")
+            file = Path(*Path(library["filepath"]).parts[-2:])
+            print(f"{library['internal_api']} {library['version']}, kernels: {kernels} ({file})")
+    if torch.backends.mkl.is_available() and "AMD" in name:
+        print("MKL takes AVX2 kernels on AMD processors, whatever else these offer")
+
+
+@contextlib.contextmanager
+def surroundings() -> Iterator[None]:
+    """Inside, one thread for NumPy too, nothing of what Lightning sets, and no word of Lightning or scikit-learn.
+
+    The one recommends worker processes, the other wants more epochs.
+    """
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with threadpool_limits(1), patch.dict(os.environ), warnings.catch_warnings():
+            for name in LIGHTNING:
+                os.environ.pop(name, None)
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Table]:
+    """Prints the tables, and returns them."""
+    options = parse(Options, argv)
+    length = QUICK if options.quick else FULL
+    with errors_in_one_line(data.DataError, train.RunError):
+        dataset = data.load(options.data)
+        train.warn(dataset)
+        config = train.Config(data=dataset.name, device="cpu", threads=1)
+        problem = Problem(dataset, *data.split_tensors(dataset, "train", config.fold, CPU), config)
+        with train.machine(config), surroundings():
+            describe(problem)
+            tables = {"augmentation": augmentation_table, "step": step_table, "run": run_table}
+            return {name: table(problem, length) for name, table in tables.items()}
 
 
 if __name__ == "__main__":
