@@ -49,6 +49,9 @@ from support.folder import (
 from support.shell import between, errors_in_one_line, flag, interrupts, one_line, parse
 from train import Config, Diverged, Options
 
+# Importing Lightning sets this, and every step of an optimiser then looks for a driver: 0.14 ms where there is no GPU.
+os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+
 # --- settings --------------------------------------------------------------------------------------------------------
 
 

@@ -34,33 +34,28 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
+import compare
 import data
 import train
 from augment import SIMARD_SIGMA
 from support.shell import errors_in_one_line, parse
+from train_lightning import LitMLP
 
 CPU = torch.device("cpu")
 # What importing Lightning sets: every step of an optimiser then looks for a driver, 0.14 ms where there is no GPU.
 LIGHTNING = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
-# What differs from the defaults. Strengths hardly change what a step costs, so these need not be the tuned ones.
-GEOMETRIC = {"rotate": 15.0, "zoom": 0.15, "shift": 2.0, "shear": 0.15}
+# Strengths hardly change what a step costs, so these need not be the tuned ones.
+STRENGTHS = {
+    "l1": 1e-5, "l2": 1e-4, "weight_decay": 0.01, "dropout": 0.2, "noise": 0.2,
+    "rotate": 15.0, "zoom": 0.15, "shift": 2.0, "shear": 0.15, "elastic": 34.0,
+}  # fmt: skip
 METHODS = {
-    "baseline": {},
-    "L1": {"l1": 1e-5},
-    "L2": {"l2": 1e-4},
-    "weight decay": {"weight_decay": 0.01},
-    "dropout": {"dropout": 0.2},
-    "batch norm": {"norm": "batch"},
-    "layer norm": {"norm": "layer"},
-    "noise": {"noise": 0.2},
-    "geometric": GEOMETRIC,
-    "elastic": {"elastic": 34.0},
-    "dropout + L2": {"dropout": 0.2, "l2": 1e-4},
-    "batch norm + L2": {"norm": "batch", "l2": 1e-4},
-    "batch norm + geometric": {"norm": "batch", **GEOMETRIC},
-    "everything": {"norm": "batch", "l2": 1e-4, "noise": 0.2, **GEOMETRIC, "elastic": 34.0},
+    method: {name: STRENGTHS[name] if value is compare.TUNED else value for name, value in settings.items()}
+    for method, settings in compare.METHODS.items()
+    if method != compare.RECIPE  # whose step is the baseline's
 }
+GEOMETRIC = METHODS["geometric"]
 WHOLE_RUNS = ("baseline", "dropout + L2", "everything")  # the second is the README's main job
 
 
@@ -246,7 +241,8 @@ def fit(module: lightning.LightningModule, batches: Iterable, epochs: int) -> fl
     stopwatch = Stopwatch()
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = lightning.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=[stopwatch], **off)
-    with patch.dict(os.environ, LIGHTNING):
+    usual = {} if isinstance(module, LitMLP) else LIGHTNING  # which train_lightning.py takes back
+    with patch.dict(os.environ, usual):
         trainer.fit(module, batches)
     return stopwatch.seconds
 
@@ -259,8 +255,6 @@ def usual_lightning(problem: Problem) -> Contender:
 
 def our_lightning(problem: Problem) -> Contender:
     """Lightning's Trainer over the module of train_lightning.py and this project's batches in memory."""
-    from train_lightning import LitMLP
-
     batches = data.Batches(problem.images, problem.labels, problem.config.batch_size, torch.Generator())
     steps = problem.config.epochs * len(batches)
     return lambda epochs: fit(LitMLP(problem.config, problem.dataset, steps), batches, epochs)
@@ -318,10 +312,9 @@ def step_table(problem: Problem, length: Length) -> Table:
         "baseline, --matmul medium": ours(problem, matmul="medium"),
         "DataLoader, Adam, .item()": usual_loop(problem),
         "Lightning's Trainer, DataLoader": usual_lightning(problem),
+        "train_lightning.py, in memory": our_lightning(problem),
         "scikit-learn's MLPClassifier": scikit_learn(problem),
     }
-    with contextlib.suppress(ImportError):  # until train_lightning.py is on support/ as well
-        contenders["train_lightning.py, in memory"] = our_lightning(problem)
     times = take_turns(contenders, length.step_rounds, length.step_epochs)
     each = 1000 / (length.step_epochs * problem.steps)
     table = {
@@ -434,9 +427,9 @@ def surroundings() -> Iterator[None]:
 
 def main(argv: list[str] | None = None) -> dict[str, Table]:
     """Prints the tables, and returns them."""
-    options = parse(Options, argv)
-    length = QUICK if options.quick else FULL
     with errors_in_one_line(data.DataError, train.RunError):
+        options = parse(Options, argv)
+        length = QUICK if options.quick else FULL
         dataset = data.load(options.data)
         train.warn(dataset)
         config = train.Config(data=dataset.name, device="cpu", threads=1)
