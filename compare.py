@@ -30,7 +30,7 @@ from torch import nn
 import data
 import observe
 from model import entropy
-from support import report, workers
+from support import report, statistics, workers
 from support.folder import RunError, read_rows, write_json
 from support.shell import as_text, between, errors_in_one_line, flag, parse, wrong_arguments
 from train import (
@@ -131,7 +131,7 @@ def chosen_methods(text: str) -> list[str]:
     names = {name.strip() for name in text.split(",")} if text else set(METHODS)
     if unknown := names - set(METHODS):
         raise ValueError(f"--methods {', '.join(sorted(unknown))}: allowed are {', '.join(METHODS)}")
-    return [method for method in METHODS if method in names | {report.BASELINE}]
+    return [method for method in METHODS if method in names | {statistics.BASELINE}]
 
 
 def chosen_folds(text: str) -> list[int]:
@@ -394,7 +394,9 @@ def halve(rows: list[dict], options: CompareOptions) -> None:
             known[point(row["method"], row["settings"]), fold] = found["result"]["last"]["error/val"]
         for row in left:
             row["errors"].append(known[point(row["method"], row["settings"]), fold])
-        groups = [sorted(group, key=lambda row: np.mean(row["errors"])) for group in report.by_method(left).values()]
+        groups = [
+            sorted(group, key=lambda row: np.mean(row["errors"])) for group in statistics.by_method(left).values()
+        ]
         left = [row for group in groups for row in group[: math.ceil(len(group) / 2)]]
     for group in groups:
         group[0]["chosen"] = True
@@ -457,7 +459,7 @@ def compare(options: CompareOptions) -> Path:
     settings = tuned_settings(methods)
     if "everything" in methods:
         parts = [part for part in PARTS["everything"] if part not in PARTS]
-        settings |= {f"everything{report.WITHOUT}{part}": without(settings["everything"], part) for part in parts}
+        settings |= {f"everything{statistics.WITHOUT}{part}": without(settings["everything"], part) for part in parts}
     configs = {
         (method, fold): replace(options.config, fold=fold, seed=fold, **found)
         for method, found in settings.items()
@@ -552,7 +554,7 @@ def tuned_table(rows: Sequence[dict], options: CompareOptions) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    with errors_in_one_line(data.DataError, RunError, workers.StudyError, report.ReportError):
+    with errors_in_one_line(data.DataError, RunError, workers.StudyError, statistics.ReportError):
         options = parse(CompareOptions, argv)
         refuse_what_is_ignored(options, argv)
         if options.report:

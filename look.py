@@ -23,8 +23,8 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 
 import data
+from support.figures import reproducible_figures
 from support.folder import Row, RunError, read_checkpoint, read_json, read_rows
-from support.report import reproducible_figures
 from support.shell import errors_in_one_line, one_line, parse, replacing
 from train import EVALUATION_BATCH, Config, best, build_model, read_config
 

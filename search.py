@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 import data
-from support import report, workers
+from support import figures, report, statistics, workers
 from support.folder import RunError
 from support.shell import as_text, between, errors_in_one_line, flag, parse, wrong_arguments
 from support.storage import Place, StudyError
@@ -219,7 +219,7 @@ def confirm(study: optuna.Study, options: SearchOptions) -> None:
     if data.load(options.config.data, options.config.data_dir).sha256 != study.user_attrs["settings"]["data_sha256"]:
         raise StudyError(f"study {study.study_name}: its data are others now; bring back those it began with")
     methods = {
-        report.BASELINE: options.config,
+        statistics.BASELINE: options.config,
         f"trial {number(best)}": suggest(FixedTrial(best.params), options.config, options.searched),
     }
     payloads = [
@@ -299,16 +299,16 @@ def report_lines(study: optuna.Study, options: SearchOptions, table: Callable) -
 
 
 def confirmation_lines(rows: list[dict], table: Callable) -> list[str]:
-    groups = report.runs_by_method(rows)
+    groups = statistics.runs_by_method(rows)
     names = list(groups)
     (pair,) = report.compare([(names[1], names[0])], groups, {})
-    folds = [row["fold"] for row in groups[report.BASELINE]]
+    folds = [row["fold"] for row in groups[statistics.BASELINE]]
     cells = []
     for method, runs in groups.items():
-        cost, half = report.mean_and_interval([row["loss/val"] for row in runs])
+        cost, half = statistics.mean_and_interval([row["loss/val"] for row in runs])
         errors = (report.estimate([row[f"error/{split}"] for row in runs]) for split in ("val", "test"))
         paired = report.paired_cells(pair if method == pair["method"] else {}, narrow=table is report.text_table)
-        cells.append([method, f"{cost:.4f} ± {half:.4f}", *map(report.percent, errors), *paired])
+        cells.append([method, f"{cost:.4f} ± {half:.4f}", *map(statistics.percent, errors), *paired])
     header = ["", "validation cost", "val error %", "test error %", "difference", "won", "p", "verdict"]
     diverged = sum(row["status"] == "diverged" for row in rows)
     return [
@@ -318,7 +318,7 @@ def confirmation_lines(rows: list[dict], table: Callable) -> list[str]:
         "",
         "Each run at its lowest validation cost, the one on fold k with seed k: mean over the folds and its 95 % "
         "interval. Difference of the test errors in points, paired by fold; won: the share of the folds with fewer "
-        f"errors; p: exact signed-rank test, from {report.LEAST_PAIRS} folds on."
+        f"errors; p: exact signed-rank test, from {statistics.LEAST_PAIRS} folds on."
         + (f" {diverged} of {len(rows)} runs diverged." if diverged else ""),
         "",
     ]
@@ -332,11 +332,11 @@ def draw(study: optuna.Study, folder: Path) -> list[str]:
     import matplotlib.pyplot as plt
     from optuna.visualization import matplotlib as plots
 
-    figures = {"history": plots.plot_optimization_history}
+    drawn = {"history": plots.plot_optimization_history}
     if len(ranked(study)) > 3:
-        figures |= {"importances": plots.plot_param_importances, "slices": plots.plot_slice}
-    for name, plot in figures.items():
-        with report.reproducible_figures(), warnings.catch_warnings():
+        drawn |= {"importances": plots.plot_param_importances, "slices": plots.plot_slice}
+    for name, plot in drawn.items():
+        with figures.reproducible_figures(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna's plots say so where trials are few
             axes = np.atleast_1d(plot(study, target_name="validation cost"))
             figure = axes[0].figure
@@ -353,7 +353,7 @@ def draw(study: optuna.Study, folder: Path) -> list[str]:
             with report.replacing(folder / f"{name}.png") as path:
                 figure.savefig(path, dpi=120, format="png", bbox_inches="tight")
         plt.close(figure)
-    return list(figures)
+    return list(drawn)
 
 
 def write_report(study: optuna.Study, options: SearchOptions) -> list[str]:
@@ -370,7 +370,7 @@ def write_report(study: optuna.Study, options: SearchOptions) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    with errors_in_one_line(data.DataError, RunError, StudyError, report.ReportError):
+    with errors_in_one_line(data.DataError, RunError, StudyError, statistics.ReportError):
         options = parse(SearchOptions, argv)
         if options.report:
             allowed = ("report", "storage", "studies_dir", "confirm", "workers")

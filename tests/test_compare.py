@@ -23,7 +23,7 @@ from test_report import write_comparison
 import compare
 import data
 from compare import METHODS, PARTS, PUBLISHED, RECIPE, SPACE, CompareOptions
-from support import report, workers
+from support import figures, report, statistics, workers
 from support.folder import read_json
 from support.shell import parse
 from train import Config, predict, train, trained_model
@@ -54,9 +54,9 @@ def inline(monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Tables are written, figures are not."""
-    for name in [name for name in vars(report) if name.startswith(("draw_", "save_"))]:
-        monkeypatch.setattr(report, name, lambda *_: None)
-    monkeypatch.setattr(report, "reproducible_figures", contextlib.nullcontext)
+    for name in [name for name in vars(figures) if name.startswith(("draw_", "save_"))]:
+        monkeypatch.setattr(figures, name, lambda *_: None)
+    monkeypatch.setattr(figures, "reproducible_figures", contextlib.nullcontext)
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_tuning(inline, made_up, tmp_path, capsys):
     rows = report.read_csv(run(tmp_path, "--tune") / "tuned.csv")
     out = capsys.readouterr().out
     columns = [f"val_error_fold_{fold}" for fold in (0, 1, 2)]
-    groups = report.by_method(rows)
+    groups = statistics.by_method(rows)
     assert set(groups) == set(TUNED)
     for method, group in groups.items():
         errors = [[row[column] for column in columns if row[column] != ""] for row in group]
@@ -435,8 +435,9 @@ def test_scikit_learn_is_given_the_same_network_and_images(monkeypatch, tmp_path
 def test_a_killed_worker_leaves_the_same_table(published, tmp_path, request):
     (tmp_path / "work").mkdir()
     settings = ("--data", "digits", "--epochs", "300", "--evaluations", "20", "--folds", "3-4", "--methods", "dropout")
-    code = f"import compare, pathlib; compare.TUNED_FILE = pathlib.Path({str(published / 'tuned.csv')!r}); "
-    code += f"compare.report.save_figure = lambda *_: None; compare.main({list(settings)})"
+    code = "import compare, pathlib, support.figures; "
+    code += f"compare.TUNED_FILE = pathlib.Path({str(published / 'tuned.csv')!r}); "
+    code += f"support.figures.save_figure = lambda *_: None; compare.main({list(settings)})"
     command = [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SHOW_TRACEBACK": "1"}
     more = {"cwd": tmp_path / "work", "env": environment, "stderr": subprocess.PIPE, "text": True}
@@ -532,7 +533,7 @@ def test_files_of_an_older_version_are_one_line(monkeypatch, tmp_path, capfd):
 
 def test_the_published_points_are_those_of_the_design():
     """Of every method that --tune has come to; a method is chosen once all its points have run as far as they go."""
-    rows = report.by_method(report.read_csv(compare.TUNED_FILE))
+    rows = statistics.by_method(report.read_csv(compare.TUNED_FILE))
     assert "baseline" in rows
     chosen = [method for method, points in rows.items() if any(row["chosen"] for row in points)]
     settings = compare.tuned_settings(chosen)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from support import report
+from support import figures, report, statistics
 
 # --- synthetic comparisons
 
@@ -104,27 +104,27 @@ def write_comparison(folder, names=SOME, folds=17, images=1003):
 
 def test_the_interval_is_student_s():
     values = [0.071, 0.069, 0.074, 0.080, 0.066]
-    mean, half = report.mean_and_interval(values)
+    mean, half = statistics.mean_and_interval(values)
     low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=np.std(values, ddof=1) / 5**0.5)
     assert (mean - half, mean + half) == pytest.approx((low, high))
     assert half == pytest.approx(2.776445 * 0.0053385 / 5**0.5, rel=1e-4)  # a table of t, and the deviation by hand
-    assert report.mean_and_interval(values, 0.90)[1] == pytest.approx(half * 2.131847 / 2.776445, rel=1e-5)
-    assert report.mean_and_interval([0.07])[0] == 0.07 and math.isnan(report.mean_and_interval([0.07])[1])
+    assert statistics.mean_and_interval(values, 0.90)[1] == pytest.approx(half * 2.131847 / 2.776445, rel=1e-5)
+    assert statistics.mean_and_interval([0.07])[0] == 0.07 and math.isnan(statistics.mean_and_interval([0.07])[1])
 
 
 def test_over_folds_alone_both_intervals_are_one():
     """Every image of a fold alike: nothing but the folds varies."""
     shares = np.array([1, 0, 0, 1, 0, 0, 0, 0, 1.0])
     missed = np.repeat(shares[:, None], 50, axis=1)
-    assert report.interval_over_both(missed) == pytest.approx(report.mean_and_interval(shares)[1], rel=0.05)
+    assert statistics.interval_over_both(missed) == pytest.approx(statistics.mean_and_interval(shares)[1], rel=0.05)
 
 
 def test_over_images_alone_the_interval_is_binomial():
     """Every fold alike: nothing but the images varies; t instead of the normal distribution is the folds' due."""
     missed = np.repeat((np.arange(2000) < 100)[None], 17, axis=0)
     expected = stats.t.ppf(0.975, 16) * (0.05 * 0.95 / 2000) ** 0.5
-    assert report.interval_over_both(missed) == pytest.approx(expected, rel=0.05)
-    assert math.isnan(report.interval_over_both(missed[:1]))
+    assert statistics.interval_over_both(missed) == pytest.approx(expected, rel=0.05)
+    assert math.isnan(statistics.interval_over_both(missed[:1]))
 
 
 def test_the_bootstrap_of_both_is_one_by_index():
@@ -135,9 +135,9 @@ def test_the_bootstrap_of_both_is_one_by_index():
     means = [
         missed[np.ix_(rng.integers(8, size=7), rng.integers(300, size=300))].mean() for _ in range(4000)
     ]  # fmt: skip
-    half = report.interval_over_both(missed)
+    half = statistics.interval_over_both(missed)
     assert half == pytest.approx(stats.t.ppf(0.975, 7) * np.std(means), rel=0.06)
-    assert half == report.interval_over_both(missed), "not seeded"
+    assert half == statistics.interval_over_both(missed), "not seeded"
 
 
 def test_the_interval_over_both_covers_the_truth():
@@ -148,8 +148,8 @@ def test_the_interval_over_both_covers_the_truth():
         chance = rng.choice([0.0, 0.4], (1, 400), p=[0.8, 0.2]) * rng.uniform(0.7, 1.3, (10, 1))
         missed = rng.random((10, 400)) < chance
         off = abs(missed.mean() - 0.08)
-        covered += off < report.interval_over_both(missed, 200)
-        by_folds_alone += off < report.mean_and_interval(missed.mean(1))[1]
+        covered += off < statistics.interval_over_both(missed, 200)
+        by_folds_alone += off < statistics.mean_and_interval(missed.mean(1))[1]
     assert covered / 200 > 0.93
     assert by_folds_alone / 200 < 0.85, "images made no difference: this tests nothing"
 
@@ -158,8 +158,8 @@ def test_the_signed_rank_test_is_scipy_s():
     rng = np.random.default_rng(0)
     for n in (5, 6, 9, 17):
         differences = rng.normal(0.4, 1, n)
-        assert report.wilcoxon(differences) == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue)
-    assert report.wilcoxon([-0.1, -0.2, -0.3, -0.4, -0.5, -0.6]) == pytest.approx(2 / 2**6)
+        assert statistics.wilcoxon(differences) == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue)
+    assert statistics.wilcoxon([-0.1, -0.2, -0.3, -0.4, -0.5, -0.6]) == pytest.approx(2 / 2**6)
 
 
 @pytest.mark.parametrize("differences", [[1, -1, 2, -3, 3, 4, 5], [3, -1, 1, 1, 0, 2], [-1, 1, 1, 1, 1, 1, 2, -2]])
@@ -168,27 +168,27 @@ def test_the_signed_rank_test_is_exact_with_ties(differences):
     seen = sum(rank for rank, one in zip(ranks, filter(None, differences), strict=True) if one > 0)
     sums = [sum(itertools.compress(ranks, signs)) for signs in itertools.product([0, 1], repeat=len(ranks))]
     one_sided = min(np.mean([one <= seen for one in sums]), np.mean([one >= seen for one in sums]))
-    assert report.wilcoxon(differences) == pytest.approx(min(1, 2 * one_sided))
+    assert statistics.wilcoxon(differences) == pytest.approx(min(1, 2 * one_sided))
 
 
 def test_no_difference_is_no_evidence():
-    assert report.wilcoxon([0.0, 0.0, 0.0]) == 1
+    assert statistics.wilcoxon([0.0, 0.0, 0.0]) == 1
 
 
 def test_holm_by_hand():
-    assert report.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert report.holm([0.6, 0.5]) == [1.0, 1.0]
-    assert report.holm([]) == []
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.6, 0.5]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
 
 
 def test_the_share_of_folds_won_is_clopper_and_pearson_s():
     for won in (0, 5, 16, 17):
-        share = report.share_won([-1] * won + [1] * (17 - won))
+        share = statistics.share_won([-1] * won + [1] * (17 - won))
         exact = stats.binomtest(won, 17).proportion_ci(0.95, method="exact")
         assert share == pytest.approx((won / 17, exact.low, exact.high))
-    assert report.share_won([-0.1, -0.2, 0.0, 0.3]).share == 0.625, "a tie is half"
+    assert statistics.share_won([-0.1, -0.2, 0.0, 0.3]).share == 0.625, "a tie is half"
     below, tied, above = (
-        report.share_won([-1] * won + rest) for won, rest in ((9, [1] * 8), (9, [0] + [1] * 7), (10, [1] * 7))
+        statistics.share_won([-1] * won + rest) for won, rest in ((9, [1] * 8), (9, [0] + [1] * 7), (10, [1] * 7))
     )
     assert below < tied < above and below.high < tied.high < above.high
 
@@ -199,33 +199,35 @@ def test_verdicts():
     said = {}
     for mean, scale in ((-1.0, 1), (1.0, 1), (-0.15, 1), (0.15, 1), (0.001, 1), (0.001, 30)):
         differences = (mean + scale * spread) / 100
-        said[mean, scale] = report.verdict(differences, report.wilcoxon(differences))
+        said[mean, scale] = statistics.verdict(differences, statistics.wilcoxon(differences))
     assert list(said.values()) == [
         "better", "worse", "better, by under 0.25", "worse, by under 0.25", "equal", "undecided",
     ]  # fmt: skip
-    assert report.verdict((-1.0 + spread) / 100, 0.06) == "undecided", "p is what was adjusted"
-    assert report.verdict([-0.01], 1.0) == "undecided", "of one pair nothing can be said"
+    assert statistics.verdict((-1.0 + spread) / 100, 0.06) == "undecided", "p is what was adjusted"
+    assert statistics.verdict([-0.01], 1.0) == "undecided", "of one pair nothing can be said"
 
 
 def test_equal_is_two_one_sided_tests():
     """The largest mean whose 90 % interval lies within the margin is that at which a one-sided test has p = 5 %."""
     spread = np.array([-0.2, -0.1, 0.0, 0.1, 0.2]) / 100
-    reach = report.MARGIN - 2.131847 * np.std(spread, ddof=1) / 5**0.5
-    assert report.verdict(spread + 0.99 * reach, 1.0) == "equal"
-    assert report.verdict(spread + 1.01 * reach, 1.0) == "undecided"
-    assert stats.ttest_1samp(spread + reach, report.MARGIN, alternative="less").pvalue == pytest.approx(0.05, rel=1e-5)
+    reach = statistics.MARGIN - 2.131847 * np.std(spread, ddof=1) / 5**0.5
+    assert statistics.verdict(spread + 0.99 * reach, 1.0) == "equal"
+    assert statistics.verdict(spread + 1.01 * reach, 1.0) == "undecided"
+    assert stats.ttest_1samp(spread + reach, statistics.MARGIN, alternative="less").pvalue == pytest.approx(
+        0.05, rel=1e-5
+    )
 
 
 def test_one_diverged_run_does_not_turn_a_verdict():
     """The mean is worse for one run that diverged; the test, which goes by ranks, says better, and so do the words."""
     differences = [-0.01 - fold / 1e4 for fold in range(16)] + [0.80]
     assert np.mean(differences) > 0
-    assert report.verdict(differences, report.wilcoxon(differences)) == "better"
+    assert statistics.verdict(differences, statistics.wilcoxon(differences)) == "better"
 
 
 def test_the_expected_best_is_that_of_all_choices():
     errors = [0.07, 0.05, 0.09, 0.05, 0.2, 0.06]
-    best = report.expected_best(errors)
+    best = statistics.expected_best(errors)
     for k in range(1, 7):
         assert best[k - 1] == pytest.approx(np.mean([min(choice) for choice in itertools.combinations(errors, k)]))
     assert best[0] == pytest.approx(np.mean(errors)) and best[5] == 0.05 and len(best) == 6
@@ -246,7 +248,7 @@ def test_a_summary_is_scipy_s():
     assert (mean - half, mean + half) == pytest.approx((interval.low, interval.high))
     assert better["won"].share == 1 and worse["won"].share == pytest.approx(1 / 6)
     assert better["p"] == pytest.approx(2 * 2 / 2**6)  # all six signs alike: 2 of 2**6, times two methods
-    assert worse["p"] == pytest.approx(max(better["p"], report.wilcoxon(np.round(np.subtract(WORSE, BASELINE), 9))))
+    assert worse["p"] == pytest.approx(max(better["p"], statistics.wilcoxon(np.round(np.subtract(WORSE, BASELINE), 9))))
 
 
 def test_the_pairs_are_those_of_a_fold():
@@ -262,7 +264,7 @@ def test_equal_differences_of_fractions_are_ties():
     found = [row("baseline", fold, pair[1] / 1e4) for fold, pair in enumerate(errors)]
     found += [row("L2", fold, pair[0] / 1e4) for fold, pair in enumerate(errors)]
     (line,) = (line for line in report.summarize(found, {}) if line["method"] == "L2")
-    assert line["p"] == report.wilcoxon([one - other for one, other in errors])
+    assert line["p"] == statistics.wilcoxon([one - other for one, other in errors])
 
 
 def test_a_difference_of_images_has_a_sign():
@@ -272,14 +274,16 @@ def test_a_difference_of_images_has_a_sign():
     bits = {name: wrong.astype(np.uint8) for name, wrong in missed.items()}  # as they are read
     found = [row(name, fold, one) for name, wrong in missed.items() for fold, one in enumerate(wrong.mean(1))]
     (line,) = (line for line in report.summarize(found, bits) if line["method"] == "L2")
-    expected = report.interval_over_both(missed["L2"].astype(float) - missed["baseline"].astype(float))
+    expected = statistics.interval_over_both(missed["L2"].astype(float) - missed["baseline"].astype(float))
     assert line["difference"].both == pytest.approx(expected) and 0.01 < expected < 0.1
 
 
 def test_missing_runs_are_named():
-    with pytest.raises(report.ReportError, match=r"'worse' ran on the folds 3, 4, 5, 6, 7, but .* 3, 4, 5, 6, 7, 8"):
+    with pytest.raises(
+        statistics.ReportError, match=r"'worse' ran on the folds 3, 4, 5, 6, 7, but .* 3, 4, 5, 6, 7, 8"
+    ):
         report.summarize(rows()[1:], {})
-    with pytest.raises(report.ReportError, match="no run of 'baseline'"):
+    with pytest.raises(statistics.ReportError, match="no run of 'baseline'"):
         report.summarize([one for one in rows() if one["method"] != "baseline"], {})
 
 
@@ -312,7 +316,7 @@ def test_the_mean_of_networks_beside_one():
     ]
     (line,) = report.ensembles(found)
     assert (line["n"], line["one"].mean, line["mean"].mean) == (5, pytest.approx(0.0656), pytest.approx(0.0568))
-    half = report.mean_and_interval(np.subtract(mean, one))[1]
+    half = statistics.mean_and_interval(np.subtract(mean, one))[1]
     assert line["difference"][:2] == pytest.approx((-0.0088, half))
 
 
@@ -341,7 +345,7 @@ def test_missed_images_of_other_runs_are_refused(tmp_path):
     missed = write_comparison(tmp_path)
     results = report.read_csv(tmp_path / "results.csv")
     report.write_missed(tmp_path / "missed.npz", missed | {"L1": missed["L1"][::-1]})
-    with pytest.raises(report.ReportError, match="missed images of 'L1' do not make the test errors"):
+    with pytest.raises(statistics.ReportError, match="missed images of 'L1' do not make the test errors"):
         report.read_missed(tmp_path / "missed.npz", results)
 
 
@@ -371,9 +375,9 @@ def test_tables_by_hand():
 
 
 def test_cells():
-    assert report.percent(report.Estimate(0.0622, 0.0019, 0.0035)) == "6.22 ± 0.19 (± 0.35)"
-    assert report.points(report.Estimate(0.0622, 0.0019, 0.0035), both=False) == "+6.22 ± 0.19"
-    assert report.points(report.Estimate(-0.0622, math.nan)) == "-6.22"
+    assert statistics.percent(statistics.Estimate(0.0622, 0.0019, 0.0035)) == "6.22 ± 0.19 (± 0.35)"
+    assert statistics.points(statistics.Estimate(0.0622, 0.0019, 0.0035), both=False) == "+6.22 ± 0.19"
+    assert statistics.points(statistics.Estimate(-0.0622, math.nan)) == "-6.22"
 
 
 def test_a_diverged_run_is_counted_and_named():
@@ -405,16 +409,20 @@ def test_the_widest_row_fits_a_terminal():
     longest, images = max(METHODS, key=len), np.zeros((6, 500), np.uint8)
     found = [one | {"method": longest if one["method"] == "worse" else one["method"]} for one in rows()]
     table = report.summarize(found, {longest: images, "baseline": images})
-    table[0] |= {"verdict": "better, by under 0.25", "p": 0.0001, "difference": report.Estimate(-0.0525, 0.0234, 0.03)}
+    table[0] |= {
+        "verdict": "better, by under 0.25",
+        "p": 0.0001,
+        "difference": statistics.Estimate(-0.0525, 0.0234, 0.03),
+    }
     markdown, text = report.methods_tables(table, found)
     assert any(line.startswith(longest) and line.endswith("under 0.25") for line in text)
     assert max(map(len, text)) <= 100 and any("-5.25 ± 2.34 (± 3.00)" in line for line in markdown)
 
 
 def test_every_method_has_a_colour_of_its_own():
-    found = report.colours(list(METHODS))
+    found = figures.colours(list(METHODS))
     assert len(set(found.values())) == len(METHODS) == 19
-    assert report.colours(list(METHODS)[:5]) == {name: found[name] for name in list(METHODS)[:5]}
+    assert figures.colours(list(METHODS)[:5]) == {name: found[name] for name in list(METHODS)[:5]}
 
 
 # --- all of it
@@ -458,5 +466,5 @@ def test_only_points_of_the_design_say_how_tuning_went():
     errors = [0.09, 0.07, 0.08]
     tuned = [{"method": "L2", "origin": "design", "val_error_fold_0": error} for error in errors]
     tuned += [{"method": "L2", "origin": "baseline", "val_error_fold_0": 0.01}]
-    (axis,) = report.draw_tuning(tuned, ["L2"], {}).axes
+    (axis,) = figures.draw_tuning(tuned, ["L2"], {}).axes
     assert axis.lines[0].get_ydata() == pytest.approx([8, 100 * (0.07 + 0.07 + 0.08) / 3, 7])
