@@ -14,7 +14,7 @@ import re
 import sys
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, field, replace
 from functools import partial
 from pathlib import Path
@@ -202,7 +202,20 @@ def label(payload: dict) -> str:
 
 
 def run(payload: dict, folder: Path, where: dict) -> dict:
-    """One planned run, in a worker, on the data and the device `where`: all that the report needs of it.
+    """One planned run, in a worker, on the data and the device `where`: all that the report needs of it."""
+
+    def measured(config: Config) -> dict:
+        if "networks" in payload:
+            return several_networks(config, folder, payload["networks"])
+        if "sklearn" in payload:
+            return sklearn_network(config)
+        return one_network(config, folder, payload["splits"])
+
+    return once(payload, folder, where, measured)
+
+
+def once(payload: dict, folder: Path, where: dict, measured: Callable[[Config], dict]) -> dict:
+    """What `measured` returns for the settings of `payload`, on the data and the device `where`.
 
     That is kept in `folder` as well, should the worker die before it is heard.
     """
@@ -212,13 +225,7 @@ def run(payload: dict, folder: Path, where: dict) -> dict:
         if dataset_of(config).sha256 != payload["data_sha256"]:
             raise RunError("the data are others than those that this run was planned with")
         folder.mkdir(parents=True, exist_ok=True)
-        if "networks" in payload:
-            found = several_networks(config, folder, payload["networks"])
-        elif "sklearn" in payload:
-            found = sklearn_network(config)
-        else:
-            found = one_network(config, folder, payload["splits"])
-        write_json(kept, found)
+        write_json(kept, measured(config))
         for path in folder.rglob("last.pt"):  # nobody goes on with it
             path.unlink()
     return json.loads(kept.read_text())
@@ -519,20 +526,27 @@ def compare_folder(options: CompareOptions) -> Path:
 
 def results_folder(options: CompareOptions) -> Path:
     """One for each choice of settings, data, methods and folds, so that no quick look touches another's files."""
-    config = options.config
-    chosen = {name: value for name, value in asdict(config).items() if value != getattr(BASE, name)}
-    chosen = {name: as_text(value) for name, value in chosen.items() if name not in MACHINE}
+    chosen = [f"methods={options.methods}"] if options.methods else []
+    chosen += [f"folds={options.folds}"] if chosen_folds(options.folds) != list(FOLDS) else []
+    words = ["tuning"] * options.tune + other_settings(options.config) + chosen
+    return folder_of_choice(compare_folder(options), words)
+
+
+def other_settings(config: Config) -> list[str]:
+    """What of the settings and the data is not what holds by default, as words."""
+    settings = {name: value for name, value in asdict(config).items() if value != getattr(BASE, name)}
+    words = [f"{name}={as_text(value)}" for name, value in settings.items() if name not in MACHINE]
     if config.data_dir:
-        chosen["data"] = f"{Path(config.data_dir).name}-{dataset_of(config).sha256[:8]}"
-    elif config.data != "mnist":
-        chosen["data"] = config.data
-    chosen |= {"methods": options.methods} if options.methods else {}
-    chosen |= {"folds": options.folds} if chosen_folds(options.folds) != list(FOLDS) else {}
-    words = ["tuning"] * options.tune + [f"{name}={value}" for name, value in chosen.items()]
+        return [*words, f"data={Path(config.data_dir).name}-{dataset_of(config).sha256[:8]}"]
+    return words if config.data == "mnist" else [*words, f"data={config.data}"]
+
+
+def folder_of_choice(place: Path, words: Sequence[str]) -> Path:
+    """The folder in `place` that is called after `words`; "all" without any."""
     name = re.sub(r"[^\w.,=+-]+", "-", "_".join(words)) or "all"
     if len(name) > 150:
         name = f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    folder = compare_folder(options) / name
+    folder = place / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -8,13 +8,10 @@
 The runs are shared by any number of workers and machines, and none is run twice. Methods are as compare.py tuned them.
 """
 
-import hashlib
-import json
 import math
-import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, field, replace
+from dataclasses import field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -29,11 +26,25 @@ from scipy import stats
 import compare
 import data
 import observe
-from compare import BASE, FOLDS, MACHINE, METHODS, NUISANCES, dataset_of, label, outputs, plan, tuned_settings
+from compare import (
+    BASE,
+    FOLDS,
+    MACHINE,
+    METHODS,
+    NUISANCES,
+    dataset_of,
+    folder_of_choice,
+    label,
+    once,
+    other_settings,
+    outputs,
+    plan,
+    tuned_settings,
+)
 from model import Dropout
 from regularizers import penalized_weights
 from support import figures, report, statistics, workers
-from support.folder import RunError, read_rows, write_json
+from support.folder import RunError, read_rows
 from support.shell import as_text, between, errors_in_one_line, flag, parse, wrong_arguments
 from train import SETTINGS, SPACE, Config, machine, resolve, train, trained_model, warn
 
@@ -234,23 +245,16 @@ def runs_of(one: Sentence, options: SentencesOptions) -> list[dict]:
 
 
 def run(payload: dict, folder: Path, where: dict) -> dict:
-    """One planned run, in a worker; what it keeps is in `folder` as well, should the worker die before it is heard."""
-    kept = folder / "kept.json"
-    if not kept.exists():
-        config = Config(**where, **payload["settings"])
-        if dataset_of(config).sha256 != payload["data_sha256"]:
-            raise RunError("the data are others than those that this run was planned with")
-        folder.mkdir(parents=True, exist_ok=True)
+    """One planned run, in a worker, on the data and the device `where`."""
+
+    def measured(config: Config) -> dict:
         if "networks" in payload:
-            found = averaged_networks(config, folder, payload["networks"])
-        elif "masks" in payload:
-            found = averaged_masks(config, folder, payload["masks"])
-        else:
-            found = one_network(config, folder)
-        write_json(kept, found)
-        for path in folder.rglob("last.pt"):  # nobody goes on with it
-            path.unlink()
-    return json.loads(kept.read_text())
+            return averaged_networks(config, folder, payload["networks"])
+        if "masks" in payload:
+            return averaged_masks(config, folder, payload["masks"])
+        return one_network(config, folder)
+
+    return once(payload, folder, where, measured)
 
 
 def one_network(config: Config, folder: Path) -> dict:
@@ -721,23 +725,8 @@ def sentences_folder(options: SentencesOptions) -> Path:
 
 def results_folder(options: SentencesOptions) -> Path:
     """One for each choice of settings, data and folds, so that no quick look touches another's files."""
-    config, ordinary = options.config, SentencesOptions()
-    words = [
-        f"{name}={as_text(value)}"
-        for name, value in asdict(config).items()
-        if name not in MACHINE and value != getattr(ordinary.config, name)
-    ]
-    if config.data_dir:
-        words.append(f"data={Path(config.data_dir).name}-{dataset_of(config).sha256[:8]}")
-    elif config.data != "mnist":
-        words.append(f"data={config.data}")
-    words += [f"folds={options.folds}"] if options.folds != ordinary.folds else []
-    name = re.sub(r"[^\w.,=+-]+", "-", "_".join(words)) or "all"
-    if len(name) > 150:
-        name = f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    folder = sentences_folder(options) / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    folds = [f"folds={options.folds}"] if options.folds != len(FOLDS) else []
+    return folder_of_choice(sentences_folder(options), other_settings(options.config) + folds)
 
 
 def write_rows(folder: Path, chosen: Sequence[Sentence], options: SentencesOptions) -> None:
