@@ -349,19 +349,27 @@ def at(limits: tuple[float, float, bool], share: float) -> float:
     return float(f"{low * (high / low) ** share if log else low + (high - low) * share:.3g}")
 
 
+def within(method: str) -> Sequence[str]:
+    """The methods that `method` adds to: its parts, or of one that is no combination the baseline."""
+    return PARTS.get(method, () if method in (RECIPE, statistics.BASELINE) else (statistics.BASELINE,))
+
+
 def nested(method: str, optima: dict[str, dict]) -> dict[str, dict]:
-    """By part, its optimum with what `method` adds at its weakest: no combination may lose to a part."""
+    """By method within it, the optimum of that one with what `method` adds at its weakest.
+
+    So no method may lose to what it adds to because the two met at other learning rates.
+    """
     weakest = {name: at(limits, 0.0) for name, limits in ranges(method, optima).items()}
-    return {part: METHODS[method] | weakest | optima[part] for part in PARTS.get(method, ())}
+    return {part: METHODS[method] | weakest | optima[part] for part in within(method)}
 
 
 def tune(options: CompareOptions) -> list[dict]:
     """The rows of tuned.csv: the validation errors of every point, and the one with the lowest mean is `chosen`.
 
-    Methods come before the combinations that they are parts of. The test set is not even read.
+    Methods come after those within them. The test set is not even read.
     """
     needed = {method for method in chosen_methods(options.methods) if method != RECIPE}
-    needed |= {part for method in needed for part in PARTS.get(method, ())}
+    needed |= {part for method in needed for part in within(method)}
     rows: list[dict] = []
     for stage in range(1 + max(map(depth, needed))):
         optima = {row["method"]: row["settings"] for row in rows if row["chosen"]}
@@ -379,8 +387,8 @@ def tune(options: CompareOptions) -> list[dict]:
 
 
 def depth(method: str) -> int:
-    """0 for a method without parts; more for a combination than for any of its parts."""
-    return max((1 + depth(part) for part in PARTS.get(method, ())), default=0)
+    """0 for the baseline; more for a method than for any within it."""
+    return max((1 + depth(part) for part in within(method)), default=0)
 
 
 def halve(rows: list[dict], options: CompareOptions) -> None:
