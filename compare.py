@@ -183,16 +183,18 @@ def plan(config: Config, splits: Sequence[str] = data.SPLITS, **more) -> dict:
     return {"settings": experiment(config), "splits": list(splits), "data_sha256": dataset_of(config).sha256} | more
 
 
-def run_all(payloads: Sequence[dict], options: CompareOptions) -> list[dict]:
-    """What `run` returns for each of `payloads`, and when it was begun and ended; only what is missing is run."""
-    place = workers.Place(compare_folder(options), "compare", options.storage)
-    function = partial(run, where={name: getattr(options.config, name) for name in MACHINE})
-    more = {"workers": options.workers, "label": label, "preload": ["compare"]}
-    found = workers.run_planned(place, function, payloads, **more)
-    runs = [found[workers.digest(payload)] for payload in payloads]
+def run_all(payloads: Sequence[dict], options, script: str = "compare", function: Callable | None = None) -> list:
+    """A `workers.Run` for each of `payloads`: what `run`, or `function` of another script, returned.
+
+    Only what is missing is run. `options` are those of the script.
+    """
+    place = workers.Place(study_folder(options, script), script, options.storage)
+    where = {name: getattr(options.config, name) for name in MACHINE}
+    function = partial(function or run, where=where)
+    runs = workers.run_planned(place, function, payloads, workers=options.workers, label=label, preload=[script])
     if reasons := [one.reason for one in runs if one.reason]:
         raise RunError(reasons[0])
-    return [one.result | {"begun": one.begun, "ended": one.ended} for one in runs]
+    return runs
 
 
 def label(payload: dict) -> str:
@@ -206,7 +208,7 @@ def run(payload: dict, folder: Path, where: dict) -> dict:
 
     def measured(config: Config) -> dict:
         if "networks" in payload:
-            return several_networks(config, folder, payload["networks"])
+            return averaged_networks(config, folder, payload["networks"])
         if "sklearn" in payload:
             return sklearn_network(config)
         return one_network(config, folder, payload["splits"])
@@ -264,23 +266,38 @@ def outputs(config: Config, model: nn.Module) -> tuple[torch.Tensor, torch.Tenso
         return predict(model.to(device), images).cpu(), labels.cpu()
 
 
-def several_networks(config: Config, folder: Path, networks: int) -> dict:
-    """Trains networks that differ in their seeds; the test error of one, on average, and that of their mean output.
+def averaged_networks(config: Config, folder: Path, counts: Sequence[int]) -> dict[str, dict]:
+    """By k of `counts`: test error of the mean softmax output of k networks, which differ in their seeds.
 
-    The mean is that of the softmax outputs.
+    It is itself a mean over as many groups of k as max(counts) networks make; `one` are the errors of each network.
     """
-    shares, seconds = [], 0.0
-    for network in range(1, networks + 1):
-        one = replace(config, seed=config.seed + 100 * network)  # other seeds than those of the comparison
-        place = folder / f"network-{network}"
-        result = train(one, place, quiet=True)
-        if result["status"] == "diverged":
-            raise workers.Failed(f"{place}: its cost became infinite or NaN")
-        logits, labels = outputs(one, trained_model(one, dataset_of(one), place / "last.pt"))
-        shares.append(logits.softmax(dim=1))
-        seconds += result["seconds"]
-    wrong = [(one.argmax(dim=1) != labels).double().mean().item() for one in (*shares, torch.stack(shares).mean(0))]
-    return {"one": float(np.mean(wrong[:-1])), "mean": wrong[-1], "seconds": seconds}
+    shares, seconds = [], []
+    for network in range(1, max(counts) + 1):
+        config_of_one = replace(config, seed=config.seed + 100 * network)  # other seeds than those of the folds
+        share, _, took, labels = trained_outputs(config_of_one, folder / f"network-{network}")
+        shares.append(share)
+        seconds.append(took)
+    found = {}
+    for k in counts:
+        groups = [shares[start : start + k] for start in range(0, len(shares) - k + 1, k)]
+        errors = [wrong(torch.stack(group).mean(0), labels) for group in groups]
+        found[str(k)] = {"error/test": float(np.mean(errors)), "seconds": k * float(np.mean(seconds))}
+        found[str(k)] |= {"deviation": float(np.std(errors, ddof=1)) if len(errors) > 1 else None, "n": len(errors)}
+    return found
+
+
+def trained_outputs(config: Config, folder: Path):
+    """Trains a network; softmax outputs (N, classes) for the test images, the network, seconds, and labels (N,)."""
+    result = train(config, folder, quiet=True)
+    if result["status"] == "diverged":
+        raise workers.Failed(f"{folder}: its cost became infinite or NaN")
+    model = trained_model(config, dataset_of(config), folder / "last.pt")
+    logits, labels = outputs(config, model)
+    return logits.softmax(dim=1), model, result["seconds"], labels
+
+
+def wrong(shares: torch.Tensor, labels: torch.Tensor) -> float:
+    return (shares.argmax(dim=1) != labels).double().mean().item()
 
 
 def sklearn_network(config: Config) -> dict:
@@ -406,7 +423,7 @@ def halve(rows: list[dict], options: CompareOptions) -> None:
         new = [row for row in left if (point(row["method"], row["settings"]), fold) not in known]
         payloads = [plan(replace(base, **row["settings"]), ("train", "val")) for row in new]
         for row, found in zip(new, run_all(payloads, options), strict=True):
-            known[point(row["method"], row["settings"]), fold] = found["result"]["last"]["error/val"]
+            known[point(row["method"], row["settings"]), fold] = found.result["result"]["last"]["error/val"]
         for row in left:
             row["errors"].append(known[point(row["method"], row["settings"]), fold])
         groups = [
@@ -484,7 +501,9 @@ def compare(options: CompareOptions) -> Path:
     found = dict(zip(order, run_all([plan(configs[pair]) for pair in order], options), strict=True))
     folder = results_folder(options)
     runs = [
-        {"method": method, "fold": fold, "settings": settings_text(config)} | found[method, fold]
+        {"method": method, "fold": fold, "settings": settings_text(config)}
+        | found[method, fold].result
+        | {"begun": found[method, fold].begun, "ended": found[method, fold].ended}
         for (method, fold), config in configs.items()
     ]
     report.write_runs(folder, runs, MAIN)
@@ -499,10 +518,11 @@ def compare(options: CompareOptions) -> Path:
 def ensembles(configs: dict[tuple[str, int], Config], options: CompareOptions) -> list[dict]:
     """The rows of ensembles.csv: the error of one network, and of the mean output of several, by method and fold."""
     pairs = [(method, fold) for method, fold in configs if method in AVERAGED and fold in AVERAGED_FOLDS]
-    found = run_all([plan(configs[pair], networks=NETWORKS) for pair in pairs], options)
+    found = run_all([plan(configs[pair], networks=[1, NETWORKS]) for pair in pairs], options)
     return [
-        {"method": method, "fold": fold, "networks": NETWORKS, "error/one": one["one"], "error/mean": one["mean"]}
-        for (method, fold), one in zip(pairs, found, strict=True)
+        {"method": method, "fold": fold, "networks": NETWORKS}
+        | {f"error/{name}": over.result[str(k)]["error/test"] for name, k in (("one", 1), ("mean", NETWORKS))}
+        for (method, fold), over in zip(pairs, found, strict=True)
     ]
 
 
@@ -517,7 +537,7 @@ def check(folds: Sequence[int], options: CompareOptions) -> list[dict]:
     theirs = run_all([plan(config, sklearn=True) for config in configs], options)
     return [
         {"l2": config.l2, "fold": config.fold}
-        | {"error/ours": one["result"]["last"]["error/test"], "error/sklearn": other["error/test"]}
+        | {"error/ours": one.result["result"]["last"]["error/test"], "error/sklearn": other.result["error/test"]}
         for config, one, other in zip(configs, ours, theirs, strict=True)
     ]
 
@@ -528,8 +548,8 @@ def settings_text(config: Config) -> str:
     return command(replace(config, device="auto", **ordinary)).removeprefix("python train.py").strip()
 
 
-def compare_folder(options: CompareOptions) -> Path:
-    return Path(options.studies_dir) / "compare"
+def study_folder(options, script: str = "compare") -> Path:
+    return Path(options.studies_dir) / script
 
 
 def results_folder(options: CompareOptions) -> Path:
@@ -537,7 +557,7 @@ def results_folder(options: CompareOptions) -> Path:
     chosen = [f"methods={options.methods}"] if options.methods else []
     chosen += [f"folds={options.folds}"] if chosen_folds(options.folds) != list(FOLDS) else []
     words = ["tuning"] * options.tune + other_settings(options.config) + chosen
-    return folder_of_choice(compare_folder(options), words)
+    return folder_of_choice(study_folder(options), words)
 
 
 def other_settings(config: Config) -> list[str]:
@@ -592,7 +612,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = compare(options)
         print("\n".join(report.write_report(folder, list(METHODS), PARTS)))
         print(f"\ntables and figures: {folder}")
-        print(f"the runs:           tensorboard --logdir {compare_folder(options) / 'runs'}")
+        print(f"the runs:           tensorboard --logdir {study_folder(options) / 'runs'}")
 
 
 if __name__ == "__main__":

@@ -232,8 +232,8 @@ def confirm(study: optuna.Study, options: SearchOptions) -> None:
         place, run_confirmation, payloads, workers=options.workers, label=confirmation_label, preload=["search"]
     )
     rows = [
-        {"method": payload["method"], "fold": payload["config"]["fold"]} | runs[workers.digest(payload)].result
-        for payload in payloads
+        {"method": payload["method"], "fold": payload["config"]["fold"]} | run.result
+        for payload, run in zip(payloads, runs, strict=True)
     ]
     report.write_csv(options.place.folder / "confirmed.csv", rows)
 

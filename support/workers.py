@@ -2,7 +2,7 @@
 
     place = Place(Path("runs/search/first"), "first")  # trials in a journal there; in a database: Place(..., URL)
     study = run_search(place, objective, trials=60, workers=2, settings={...}, sampler=make_sampler)
-    runs = run_planned(place, function, payloads, workers=2)  # {digest(payload): Run(result, reason, begun, ended)}
+    runs = run_planned(place, function, payloads, workers=2)  # a Run(result, reason, begun, ended) for each payload
 
 Machines share the storage and nothing else. Every trial has a *key*: a planned run the digest of its settings, a trial
 of a search a random one. A trial that is complete, pruned or failed for a `reason` of its own (see `Failed`) is final;
@@ -506,14 +506,14 @@ def run_search(
 def run_planned(
     place: Place,
     function: Callable[[dict, Path], Any],
-    payloads: Iterable[dict],
+    payloads: Sequence[dict],
     *,
     workers: int,
     label: Callable[[dict], str] | None = None,
     preload: Sequence[str] = (),
     describe: Callable[[optuna.Study], str] | None = None,
-) -> dict[str, Run]:
-    """Runs `function(payload, folder)` once for every payload, over all machines and commands ever; returns by digest.
+) -> list[Run]:
+    """Runs `function(payload, folder)` once for every payload, over all machines and commands ever; returns in order.
 
     A payload is a dictionary of settings that JSON can hold; what is not in it does not tell two runs apart. What the
     function returns JSON can hold as well: it is kept in the study. `label(payload)` makes the folder's name readable.
@@ -522,8 +522,5 @@ def run_planned(
     known = {digest(payload): payload for payload in payloads}
     job = Job(place, function, len(known), known, label)
     found = _standing(_supervise(job, workers, preload, describe).get_trials(deepcopy=False))
-    attributes = {key: found[key].user_attrs for key in known}
-    return {
-        key: Run(attrs.get("result"), attrs.get("reason", ""), attrs["begun"], attrs["ended"])
-        for key, attrs in attributes.items()
-    }
+    attributes = [found[digest(payload)].user_attrs for payload in payloads]
+    return [Run(attrs.get("result"), attrs.get("reason", ""), attrs["begun"], attrs["ended"]) for attrs in attributes]

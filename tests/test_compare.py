@@ -45,7 +45,7 @@ def inline(monkeypatch):
                 ran.append(payload)
                 result = function(payload, workers.planned_folder(place, payload, label(payload)))
                 found[key] = workers.Run(json.loads(json.dumps(result)), "", "2026-01-01T10:00", "2026-01-01T10:01")
-        return {workers.digest(payload): found[workers.digest(payload)] for payload in payloads}
+        return [found[workers.digest(payload)] for payload in payloads]
 
     monkeypatch.setattr(workers, "run_planned", run_planned)
     return ran
@@ -391,7 +391,7 @@ def test_test_labels_change_nothing_but_test_errors(published, inline, undrawn, 
 
 def test_an_ensemble_s_output_is_the_mean_of_its_networks(tmp_path):
     config = Config(data="digits", device="cpu", epochs=4, batch_size=20, fold=3, seed=3, dropout=0.1)
-    payload = compare.plan(config, networks=2)
+    payload = compare.plan(config, networks=[1, 2])
     found = compare.run(payload, tmp_path / "ensemble", {"data": "digits", "device": "cpu"})
     dataset = data.load("digits")
     images, labels = data.split_tensors(dataset, "test", 3, torch.device("cpu"))
@@ -403,8 +403,9 @@ def test_an_ensemble_s_output_is_the_mean_of_its_networks(tmp_path):
         shares.append(torch.softmax(predict(model, images), dim=1))
     errors = [(share.argmax(1) != labels).float().mean().item() for share in shares]
     assert errors[0] != errors[1], "other seeds are other networks"
-    assert found["one"] == pytest.approx(np.mean(errors))
-    assert found["mean"] == pytest.approx((((shares[0] + shares[1]) / 2).argmax(1) != labels).float().mean().item())
+    assert found["1"]["error/test"] == pytest.approx(np.mean(errors))
+    both = (shares[0] + shares[1]).argmax(1)
+    assert found["2"]["error/test"] == pytest.approx((both != labels).float().mean().item())
 
 
 def test_scikit_learn_is_given_the_same_network_and_images(monkeypatch, tmp_path):

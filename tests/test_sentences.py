@@ -14,10 +14,11 @@ import compare
 import data
 import sentences
 from model import Dropout
-from sentences import HOLDS, HOLDS_NOT, JUDGES, SENTENCES, UNDECIDED, SentencesOptions
-from support import report
+from sentences import SENTENCES, SentencesOptions
+from support import report, sweeps
 from support.folder import read_json
 from support.shell import parse
+from support.verdicts import HOLDS, HOLDS_NOT, JUDGES, UNDECIDED
 from train import Config, train
 
 inline, published = test_compare.inline, test_compare.published  # fixtures
@@ -169,8 +170,8 @@ def test_epochs_to_a_cost():
 def test_networks_are_averaged_in_groups_that_share_none(digits, monkeypatch, tmp_path):
     labels = torch.tensor([0, 1])
     shares = iter(torch.tensor([[[0.9, 0.1], [0.4, 0.6]], [[0.4, 0.6], [0.9, 0.1]], [[0.9, 0.1]] * 2]))
-    monkeypatch.setattr(sentences, "trained_outputs", lambda *_: (next(shares), None, 2.0, labels))
-    found = sentences.averaged_networks(digits, tmp_path, (1, 2, 3))
+    monkeypatch.setattr(compare, "trained_outputs", lambda *_: (next(shares), None, 2.0, labels))
+    found = compare.averaged_networks(digits, tmp_path, (1, 2, 3))
     assert found["1"]["error/test"] == pytest.approx((0 + 1 + 0.5) / 3) and found["1"]["n"] == 3
     assert found["2"]["error/test"] == 0.5 and found["2"]["n"] == 1 and found["2"]["seconds"] == 4
     assert found["3"]["error/test"] == 0.5
@@ -203,7 +204,7 @@ def test_a_diverged_run_has_no_weights(digits, tmp_path):
     found = sentences.one_network(replace(digits, optimizer="sgd", lr=1e9), tmp_path / "a")
     assert found["status"] == "diverged" and found["rms"] is None and found["6 as 9"] is None
     row = {"method": "none", "value": 1, "fold": 3} | found
-    assert sentences.derived([row])[0]["diverged"] == 1 and "6 and 9" not in sentences.derived([row])[0]
+    assert sweeps.derived([row])[0]["diverged"] == 1 and "6 and 9" not in sweeps.derived([row])[0]
 
 
 # --- arguments
