@@ -7,47 +7,37 @@
 The runs of all comparisons are shared by any number of workers and machines, and none is run twice.
 """
 
-import hashlib
-import json
 import math
 import re
 import sys
-import warnings
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, field, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import tyro
 from pydantic.dataclasses import dataclass
 from scipy import stats
-from torch import nn
 
 import data
-import observe
-from model import entropy
-from support import report, statistics, workers
-from support.folder import RunError, read_rows, write_json
-from support.shell import as_text, between, errors_in_one_line, flag, parse, wrong_arguments
-from train import (
-    SETTINGS,
-    SPACE,
-    Config,
-    build_model,
-    command,
-    differences,
-    machine,
-    predict,
-    random_streams,
-    resolve,
-    train,
-    trained_model,
-    warn,
+from data import COMPARISON_FOLDS, TUNING_FOLDS
+from planned import (
+    BASE,
+    ONE_LOOK,
+    dataset_of,
+    experiment,
+    folder_of_choice,
+    other_settings,
+    plan,
+    run_all,
+    study_folder,
 )
+from support import report, statistics, workers
+from support.folder import RunError
+from support.shell import between, errors_in_one_line, flag, parse, wrong_arguments
+from train import SETTINGS, SPACE, Config, command, resolve, warn
 
 # --- the methods -----------------------------------------------------------------------------------------------------
 
@@ -98,14 +88,10 @@ AVERAGED = ("baseline", "dropout", "everything")  # of which the outputs of seve
 NETWORKS, AVERAGED_FOLDS = 5, range(3, 8)
 PUBLISHED = Path(__file__).parent / "figures" / "compare"
 TUNED_FILE = PUBLISHED.parent / "tuning" / "tuned.csv"  # what --tune has found so far, and what is compared
-TUNING_FOLDS = (0, 1, 2)
-FOLDS = range(len(TUNING_FOLDS), data.FOLDS)
 BORDER = 0.05  # of a range, on its own scale: an optimum that near to an end is named
 NUISANCES = ("lr", "schedule")  # tuned for every method, and part of none
 
 # --- settings --------------------------------------------------------------------------------------------------------
-
-BASE = Config(evaluations=12, histograms=0)  # what holds for all methods
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -135,7 +121,7 @@ def chosen_methods(text: str) -> list[str]:
 
 
 def chosen_folds(text: str) -> list[int]:
-    low, high = FOLDS[0], FOLDS[-1]
+    low, high = COMPARISON_FOLDS[0], COMPARISON_FOLDS[-1]
     folds = set()
     for part in text.split(","):
         ends = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
@@ -161,167 +147,6 @@ def refuse_what_is_ignored(options: CompareOptions, argv: Sequence[str]) -> None
     for name in given:
         if name in refused:
             wrong_arguments(f"{name}: {refused[name]}")
-
-
-# --- runs ------------------------------------------------------------------------------------------------------------
-
-MACHINE = ("data", "data_dir", "device", "threads")  # where and on which data, not which experiment
-ONE_LOOK = {"evaluations": 1, "histograms": 0}  # of a run whose end alone counts
-
-
-def dataset_of(config: Config) -> data.Dataset:
-    return data.load(config.data, config.data_dir)
-
-
-def experiment(config: Config) -> dict:
-    """Its settings other than the defaults, on whatever machine."""
-    return {name: value for name, value in differences(config).items() if name not in MACHINE}
-
-
-def plan(config: Config, splits: Sequence[str] = data.SPLITS, **more) -> dict:
-    """What tells a run from all others: its settings and its data. `more` is its kind, see `run`."""
-    return {"settings": experiment(config), "splits": list(splits), "data_sha256": dataset_of(config).sha256} | more
-
-
-def run_all(payloads: Sequence[dict], options, script: str = "compare", function: Callable | None = None) -> list:
-    """A `workers.Run` for each of `payloads`: what `run`, or `function` of another script, returned.
-
-    Only what is missing is run. `options` are those of the script.
-    """
-    place = workers.Place(study_folder(options, script), script, options.storage)
-    where = {name: getattr(options.config, name) for name in MACHINE}
-    function = partial(function or run, where=where)
-    runs = workers.run_planned(place, function, payloads, workers=options.workers, label=label, preload=[script])
-    if reasons := [one.reason for one in runs if one.reason]:
-        raise RunError(reasons[0])
-    return runs
-
-
-def label(payload: dict) -> str:
-    """For the name of a run's folder, as TensorBoard shows it."""
-    settings = {name: value for name, value in payload["settings"].items() if name not in ONE_LOOK}
-    return "_".join(f"{name}={as_text(value)}" for name, value in settings.items())[:150]
-
-
-def run(payload: dict, folder: Path, where: dict) -> dict:
-    """One planned run, in a worker, on the data and the device `where`: all that the report needs of it."""
-
-    def measured(config: Config) -> dict:
-        if "networks" in payload:
-            return averaged_networks(config, folder, payload["networks"])
-        if "sklearn" in payload:
-            return sklearn_network(config)
-        return one_network(config, folder, payload["splits"])
-
-    return once(payload, folder, where, measured)
-
-
-def once(payload: dict, folder: Path, where: dict, measured: Callable[[Config], dict]) -> dict:
-    """What `measured` returns for the settings of `payload`, on the data and the device `where`.
-
-    That is kept in `folder` as well, should the worker die before it is heard.
-    """
-    kept = folder / "kept.json"
-    if not kept.exists():
-        config = Config(**where, **payload["settings"])
-        if dataset_of(config).sha256 != payload["data_sha256"]:
-            raise RunError("the data are others than those that this run was planned with")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(kept, measured(config))
-        for path in folder.rglob("last.pt"):  # nobody goes on with it
-            path.unlink()
-    return json.loads(kept.read_text())
-
-
-def one_network(config: Config, folder: Path, splits: Sequence[str]) -> dict:
-    """Trains a network; returns its result and, if it may see the test images, its curves and what it misses.
-
-    On the first fold also histograms of its weights, and of the entropy of its outputs before and after training.
-    """
-    result = train(config, folder, splits, quiet=True)
-    found = {"result": result}
-    if "test" not in splits:
-        return found
-    rows = read_rows(folder)
-    found["curves"] = {column: [row[column] for row in rows] for column in ("epoch", "loss/train", "loss/val")}
-    if result["status"] == "diverged":  # the last weights are not those of the last measurement
-        return found
-    model = trained_model(config, dataset_of(config), folder / "last.pt")
-    logits, labels = outputs(config, model)
-    found["missed"] = report.packed((logits.argmax(dim=1) != labels).numpy())
-    if config.fold == FOLDS[0]:
-        torch.manual_seed(random_streams(config.seed, torch.device("cpu"))[0])
-        untrained, _ = outputs(config, build_model(config, dataset_of(config)))
-        seen = {f"weights/{name}": layer.weight.detach().cpu() for name, layer in observe.layers(model).items()}
-        seen |= {"entropy/test": entropy(logits), "entropy/untrained": entropy(untrained)}
-        found["histograms"] = {tag: report.buckets(values.numpy(), observe.BINS) for tag, values in seen.items()}
-    return found
-
-
-def outputs(config: Config, model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (N, classes) of the test images, computed as in the run itself, so that no answer differs; and labels."""
-    device = torch.device(config.device)
-    images, labels = data.split_tensors(dataset_of(config), "test", config.fold, device)
-    with machine(config):
-        return predict(model.to(device), images).cpu(), labels.cpu()
-
-
-def averaged_networks(config: Config, folder: Path, counts: Sequence[int]) -> dict[str, dict]:
-    """By k of `counts`: test error of the mean softmax output of k networks, which differ in their seeds.
-
-    It is itself a mean over as many groups of k as max(counts) networks make; `one` are the errors of each network.
-    """
-    shares, seconds = [], []
-    for network in range(1, max(counts) + 1):
-        config_of_one = replace(config, seed=config.seed + 100 * network)  # other seeds than those of the folds
-        share, _, took, labels = trained_outputs(config_of_one, folder / f"network-{network}")
-        shares.append(share)
-        seconds.append(took)
-    found = {}
-    for k in counts:
-        groups = [shares[start : start + k] for start in range(0, len(shares) - k + 1, k)]
-        errors = [wrong(torch.stack(group).mean(0), labels) for group in groups]
-        found[str(k)] = {"error/test": float(np.mean(errors)), "seconds": k * float(np.mean(seconds))}
-        found[str(k)] |= {"deviation": float(np.std(errors, ddof=1)) if len(errors) > 1 else None, "n": len(errors)}
-    return found
-
-
-def trained_outputs(config: Config, folder: Path):
-    """Trains a network; softmax outputs (N, classes) for the test images, the network, seconds, and labels (N,)."""
-    result = train(config, folder, quiet=True)
-    if result["status"] == "diverged":
-        raise workers.Failed(f"{folder}: its cost became infinite or NaN")
-    model = trained_model(config, dataset_of(config), folder / "last.pt")
-    logits, labels = outputs(config, model)
-    return logits.softmax(dim=1), model, result["seconds"], labels
-
-
-def wrong(shares: torch.Tensor, labels: torch.Tensor) -> float:
-    return (shares.argmax(dim=1) != labels).double().mean().item()
-
-
-def sklearn_network(config: Config) -> dict:
-    """scikit-learn's own multi-layer perceptron on the same images: an independent implementation.
-
-    Its penalty is alpha / 2 * sum w**2 / batch, so alpha = 2 * batch * l2; its initialisation is Glorot's.
-    """
-    from sklearn.neural_network import MLPClassifier
-
-    def split(name: str) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = data.split_tensors(dataset_of(config), name, config.fold, torch.device("cpu"), config.fraction)
-        return images.flatten(1).numpy(), labels.numpy()
-
-    images, labels = split("train")
-    network = MLPClassifier(
-        config.hidden, solver=config.optimizer, momentum=config.momentum, nesterovs_momentum=False, tol=0.0,
-        batch_size=min(config.batch_size, len(images)), learning_rate_init=config.lr, max_iter=config.epochs,
-        n_iter_no_change=config.epochs, alpha=2 * config.batch_size * config.l2, random_state=config.seed,
-    )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it has not converged
-        network.fit(images, labels)
-    images, labels = split("test")
-    return {"error/test": float(np.mean(network.predict(images) != labels))}
 
 
 # --- tuning ----------------------------------------------------------------------------------------------------------
@@ -548,35 +373,12 @@ def settings_text(config: Config) -> str:
     return command(replace(config, device="auto", **ordinary)).removeprefix("python train.py").strip()
 
 
-def study_folder(options, script: str = "compare") -> Path:
-    return Path(options.studies_dir) / script
-
-
 def results_folder(options: CompareOptions) -> Path:
     """One for each choice of settings, data, methods and folds, so that no quick look touches another's files."""
     chosen = [f"methods={options.methods}"] if options.methods else []
-    chosen += [f"folds={options.folds}"] if chosen_folds(options.folds) != list(FOLDS) else []
+    chosen += [f"folds={options.folds}"] if chosen_folds(options.folds) != list(COMPARISON_FOLDS) else []
     words = ["tuning"] * options.tune + other_settings(options.config) + chosen
     return folder_of_choice(study_folder(options), words)
-
-
-def other_settings(config: Config) -> list[str]:
-    """What of the settings and the data is not what holds by default, as words."""
-    settings = {name: value for name, value in asdict(config).items() if value != getattr(BASE, name)}
-    words = [f"{name}={as_text(value)}" for name, value in settings.items() if name not in MACHINE]
-    if config.data_dir:
-        return [*words, f"data={Path(config.data_dir).name}-{dataset_of(config).sha256[:8]}"]
-    return words if config.data == "mnist" else [*words, f"data={config.data}"]
-
-
-def folder_of_choice(place: Path, words: Sequence[str]) -> Path:
-    """The folder in `place` that is called after `words`; "all" without any."""
-    name = re.sub(r"[^\w.,=+-]+", "-", "_".join(words)) or "all"
-    if len(name) > 150:
-        name = f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    folder = place / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

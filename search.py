@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 import data
+from data import COMPARISON_FOLDS, TUNING_FOLDS
 from support import figures, report, statistics, workers
 from support.folder import RunError
 from support.shell import as_text, between, errors_in_one_line, flag, parse, wrong_arguments
@@ -28,8 +29,6 @@ from support.storage import Place, StudyError
 from support.workers import Failed, finished, number
 from train import SETTINGS, SPACE, Config, command, resolve, train, warn
 
-SEARCH_FOLDS = (0, 1, 2)  # the only ones that choose anything
-CONFIRM_FOLDS = tuple(fold for fold in range(data.FOLDS) if fold not in SEARCH_FOLDS)
 GEOMETRY = ("rotate", "zoom", "shift", "shear", "elastic")
 SEARCHABLE = ("lr", "schedule", "init", "norm", "l1", "l2", "weight_decay", "dropout", "noise", "geometry")
 
@@ -48,9 +47,9 @@ class SearchOptions:
     workers: Annotated[int, between(1, 1000)] = 2  # processes, with one thread each
     storage: str = field(default="", repr=False)  # URL of a database that machines share; else a file of the study's
     studies_dir: str = "studies"  # the study is kept in search/<study> in there
-    folds_per_trial: Annotated[int, between(1, len(SEARCH_FOLDS))] = 1  # the cost of a trial is the mean over them
+    folds_per_trial: Annotated[int, between(1, len(TUNING_FOLDS))] = 1  # the cost of a trial is the mean over them
     prune: bool = True  # stop hopeless trials early
-    confirm: Annotated[int, between(0, len(CONFIRM_FOLDS))] = 0  # run the best and the baseline on so many other folds
+    confirm: Annotated[int, between(0, len(COMPARISON_FOLDS))] = 0  # run best and baseline on so many other folds
     report: str = ""  # only write the report of this study
 
     def __post_init__(self):
@@ -71,7 +70,7 @@ class SearchOptions:
                     way += " without --augment" if rest and self.augment else ""
                     raise ValueError(f"{flag(setting)} {as_text(value)}: {name} is to be searched; drop it{way}")
         if self.config.fold:
-            raise ValueError(f"--fold {self.config.fold}: a search runs on the folds {SEARCH_FOLDS}; drop --fold")
+            raise ValueError(f"--fold {self.config.fold}: a search runs on the folds {TUNING_FOLDS}; drop --fold")
         if self.confirm == 1:
             raise ValueError("--confirm 1: one fold has no interval; give 2 or more")
 
@@ -137,7 +136,7 @@ def run_trial(trial: optuna.Trial, folder: Path, options: SearchOptions) -> floa
         if options.prune and trial.should_prune():
             raise optuna.TrialPruned
 
-    for fold in SEARCH_FOLDS[: options.folds_per_trial]:
+    for fold in TUNING_FOLDS[: options.folds_per_trial]:
         place = folder / f"fold-{fold}" if options.folds_per_trial > 1 else folder
         try:
             result = train(replace(config, fold=fold), place, ("train", "val"), quiet=True, on_evaluation=tell)
@@ -224,7 +223,7 @@ def confirm(study: optuna.Study, options: SearchOptions) -> None:
     }
     payloads = [
         {"method": method, "config": asdict(replace(config, fold=fold, seed=fold))}
-        for fold in CONFIRM_FOLDS[: options.confirm]
+        for fold in COMPARISON_FOLDS[: options.confirm]
         for method, config in methods.items()
     ]
     place = replace(options.place, name=f"{options.place.name}/confirm")  # the name of no search: those have no slash
@@ -275,7 +274,7 @@ def report_lines(study: optuna.Study, options: SearchOptions, table: Callable) -
             f"study {study.study_name}: none of its {len(done)} trials is complete ({pruned} pruned, {len(failed)} "
             f"failed{reason}); run more --trials"
         )
-    best, folds = complete[0], " and ".join(map(str, SEARCH_FOLDS[: options.folds_per_trial]))
+    best, folds = complete[0], " and ".join(map(str, TUNING_FOLDS[: options.folds_per_trial]))
     config = suggest(FixedTrial(best.params), options.config, options.searched)
     lines = [f"# Study {study.study_name}", ""]
     lines += [f"{len(done)} trials: {len(complete)} complete, {pruned} pruned, {len(failed)} failed."]

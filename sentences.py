@@ -16,39 +16,20 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
-import torch
 import tyro
 from pydantic.dataclasses import dataclass
 
 import compare
 import data
-import observe
-from compare import (
-    BASE,
-    FOLDS,
-    METHODS,
-    NUISANCES,
-    averaged_networks,
-    dataset_of,
-    folder_of_choice,
-    once,
-    other_settings,
-    outputs,
-    plan,
-    run_all,
-    study_folder,
-    trained_outputs,
-    tuned_settings,
-    wrong,
-)
-from model import Dropout
-from regularizers import penalized_weights
+from compare import METHODS, NUISANCES, tuned_settings
+from data import COMPARISON_FOLDS
+from planned import BASE, dataset_of, folder_of_choice, other_settings, plan, run_all, study_folder
 from support import report, statistics, workers
-from support.folder import RunError, read_rows
+from support.folder import RunError
 from support.shell import between, errors_in_one_line, flag, parse, wrong_arguments
 from support.sweeps import write_report
-from support.verdicts import COST, SMALL
-from train import SETTINGS, SPACE, Config, machine, resolve, train, trained_model, warn
+from support.verdicts import COST
+from train import SETTINGS, SPACE, Config, resolve, warn
 
 # --- the sentences ---------------------------------------------------------------------------------------------------
 
@@ -153,6 +134,7 @@ SENTENCES = (
 # --- settings --------------------------------------------------------------------------------------------------------
 
 PUBLISHED = Path(__file__).parent / "figures" / "sentences"
+MOST_FOLDS = len(COMPARISON_FOLDS)
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -161,11 +143,11 @@ class SentencesOptions:
 
     sentence: tyro.conf.Positional[str] = ""  # name or number of the only one
     config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=lambda: BASE)
-    folds: Annotated[int, between(2, len(FOLDS))] = len(FOLDS)  # at most; the table may say fewer
+    folds: Annotated[int, between(2, MOST_FOLDS)] = MOST_FOLDS  # at most; the table may say fewer
     report: bool = False  # train nothing: rebuild the published tables and figures from their files
     workers: Annotated[int, between(1, 1000)] = 2  # processes, with one thread each
     storage: str = field(default="", repr=False)  # URL of a database that machines share; by default a journal file
-    studies_dir: str = "studies"  # folder of all studies; this one is kept in its folder sentences
+    studies_dir: str = "studies"  # folder of all studies; the runs are in its folder compare
 
     def __post_init__(self):
         chosen(self.sentence)
@@ -221,77 +203,43 @@ def epochs_of(config: Config) -> int:
     return max(1, round(updates / batches(config.fraction, config.batch_size)))
 
 
-def runs_of(one: Sentence, options: SentencesOptions) -> list[dict]:
+def rows_of(one: Sentence, options: SentencesOptions) -> list[dict]:
     """The rows of a sentence's file: what was measured, by method, value and fold; only what is missing is run."""
-    plans = []
+    planned = []
     for sweep in one.sweeps:
-        kind = {sweep.axis: list(sweep.values)} if sweep.axis in OF_A_RUN else {"measured": True}
-        for fold in FOLDS[: min(sweep.folds, options.folds)]:
+        kind = {sweep.axis: list(sweep.values)} if sweep.axis in OF_A_RUN else {}
+        for fold in COMPARISON_FOLDS[: min(sweep.folds, options.folds)]:
             for value in sweep.values:
-                plans.append((sweep, value, fold, plan(config_of(one, sweep, value, fold, options), **kind)))
-    plans.sort(key=lambda planned: planned[2])  # fold after fold
-    runs = run_all([payload for *_, payload in plans], options, "sentences", run)
+                planned.append((sweep, value, fold, plan(config_of(one, sweep, value, fold, options), **kind)))
+    planned.sort(key=lambda each: each[2])  # fold after fold
     rows = []
-    for (sweep, value, fold, _), one_run in zip(plans, runs, strict=True):
-        measured = one_run.result[str(value)] if sweep.axis in OF_A_RUN else one_run.result
+    for (sweep, value, fold, _), over in zip(planned, run_all([each[3] for each in planned], options), strict=True):
+        measured = over.result[str(value)] if sweep.axis in OF_A_RUN else of_network(over.result)
         rows.append({"method": sweep.method, "axis": sweep.axis, "value": value, "fold": fold} | measured)
     return rows
 
 
-def run(payload: dict, folder: Path, where: dict) -> dict:
-    """One planned run, in a worker, on the data and the device `where`."""
-
-    def measured(config: Config) -> dict:
-        if "networks" in payload:
-            return averaged_networks(config, folder, payload["networks"])
-        if "masks" in payload:
-            return averaged_masks(config, folder, payload["masks"])
-        return one_network(config, folder)
-
-    return once(payload, folder, where, measured)
-
-
-def one_network(config: Config, folder: Path) -> dict:
-    """Trains a network; what the figures need of it. What is None cannot be told: it diverged, or never came there."""
-    result = train(config, folder, quiet=True)
-    rows, last = read_rows(folder), result["last"]
-    found = {"status": result["status"], "images": result["sizes"]["train"], "updates": result["step"]}
-    found |= {name: last[name] for name in ("loss/train", "error/val", "error/test")}
-    found |= {"seconds": result["seconds"], "epochs": config.epochs, "epochs to cost": epochs_to(COST, rows)}
-    found |= dict.fromkeys(("rms", "small", "6 as 9", "9 as 6"))
-    if result["status"] != "diverged":  # else the last weights are not those of the last measurement
-        model = trained_model(config, dataset_of(config), folder / "last.pt")
-        weights = torch.cat([weight.detach().flatten() for weight in penalized_weights(model)])
-        logits, labels = outputs(config, model)
-        answers = logits.argmax(dim=1)
-        found |= {"rms": observe.rms(weights), "small": (weights.abs() < SMALL).double().mean().item()}
-        for digit, answer in ((6, 9), (9, 6)):
-            found[f"{digit} as {answer}"] = int(((labels == digit) & (answers == answer)).sum())
-    return found
+def of_network(found: dict) -> dict:
+    """What the figures need of a trained network. What is None cannot be told: it diverged, or never came there."""
+    result, last = found["result"], found["result"]["last"]
+    row = {"status": result["status"], "images": result["sizes"]["train"], "updates": result["step"]}
+    row |= {name: last[name] for name in ("epoch", "loss/train", "error/val", "error/test")}
+    row |= {"seconds": result["seconds"], "epochs to cost": epochs_to(COST, found["curves"])}
+    row |= {name: found.get("weights", {}).get(name) for name in ("rms", "small")}
+    for digit, answer in ((6, 9), (9, 6)):
+        row[f"{digit} as {answer}"] = found["confusions"][digit][answer] if "confusions" in found else None
+    return row
 
 
-def epochs_to(cost: float, rows: Sequence[dict]) -> float | None:
+def epochs_to(cost: float, curves: dict[str, list[float]]) -> float | None:
     """After how many epochs the training cost comes to `cost`: between two looks, by its logarithm; None for never."""
-    for before, after in zip([rows[0], *rows], rows, strict=False):
-        if after["loss/train"] <= cost:
-            high, low = math.log(before["loss/train"]), math.log(max(after["loss/train"], 1e-30))
+    looks = list(zip(curves["epoch"], curves["loss/train"], strict=True))
+    for (before, high), (after, low) in zip([looks[0], *looks], looks, strict=False):
+        if low <= cost:
+            high, low = math.log(high), math.log(max(low, 1e-30))
             share = (high - math.log(cost)) / (high - low) if high > low else 1.0
-            return before["epoch"] + share * (after["epoch"] - before["epoch"])
+            return before + share * (after - before)
     return None
-
-
-def averaged_masks(config: Config, folder: Path, counts: Sequence[int]) -> dict[str, dict]:
-    """By count: test error of the mean softmax output over so many masks of dropout; 0 is the network as usual."""
-    usual, model, seconds, labels = trained_outputs(config, folder)
-    images, _ = data.split_tensors(dataset_of(config), "test", config.fold, torch.device(config.device))
-    for module in model.modules():
-        module.training = isinstance(module, Dropout)
-    torch.manual_seed(config.seed)
-    with torch.no_grad(), machine(config):
-        drawn = [model(images).softmax(dim=1).cpu() for _ in range(max(counts))]
-    shares = {count: torch.stack(drawn[:count]).mean(0) if count else usual for count in counts}
-    more = {"seconds": seconds, "deviation": None, "n": 1}
-    return {str(count): {"error/test": wrong(share, labels)} | more for count, share in shares.items()}
 
 
 def combinations(path: Path) -> list[dict]:
@@ -319,14 +267,14 @@ def combinations(path: Path) -> list[dict]:
 
 def results_folder(options: SentencesOptions) -> Path:
     """One for each choice of settings, data and folds, so that no quick look touches another's files."""
-    folds = [f"folds={options.folds}"] if options.folds != len(FOLDS) else []
-    return folder_of_choice(study_folder(options, "sentences"), other_settings(options.config) + folds)
+    folds = [f"folds={options.folds}"] if options.folds != MOST_FOLDS else []
+    return folder_of_choice(Path(options.studies_dir) / "sentences", other_settings(options.config) + folds)
 
 
 def write_rows(folder: Path, chosen: Sequence[Sentence], options: SentencesOptions) -> None:
     """The CSV file of each sentence; none where compare.py has no results."""
     for one in chosen:
-        if rows := runs_of(one, options) if one.sweeps else combinations(compare.PUBLISHED / "results.csv"):
+        if rows := rows_of(one, options) if one.sweeps else combinations(compare.PUBLISHED / "results.csv"):
             report.write_csv(folder / f"{one.name}.csv", rows)
 
 
@@ -347,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_rows(folder, chosen(options.sentence), options)
         print("\n".join(write_report(folder, SENTENCES, list(METHODS))))
         print(f"\ntables and figures: {folder}")
-        print(f"the runs:           tensorboard --logdir {study_folder(options, 'sentences') / 'runs'}")
+        print(f"the runs:           tensorboard --logdir {study_folder(options) / 'runs'}")
 
 
 if __name__ == "__main__":

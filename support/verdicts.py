@@ -181,7 +181,7 @@ def judge_normalisation(rows: Sequence[dict]) -> Verdict:
     """Batch norm beside none. Faster: at each fold's best rate, the interval of the log ratio of the epochs to the cost
     lies below 0 (never is as many as were trained). More stable: that of the difference of the shares of rates that get
     there lies above 0. Holds if both, holds not if neither, else but for one."""
-    epochs = max(row["epochs"] for row in rows)
+    epochs = max(row["epoch"] for row in rows)
     folds = sorted({row["fold"] for row in rows})
     best, share, numbers = {}, {}, []
     for method in methods_of(rows):

@@ -15,18 +15,17 @@ from dataclasses import replace
 import numpy as np
 import optuna
 import pytest
-import torch
 from helpers import ROOT, refused
-from sklearn import neural_network
 from test_report import write_comparison
 
 import compare
 import data
+import planned
 from compare import METHODS, PARTS, PUBLISHED, RECIPE, SPACE, CompareOptions
 from support import figures, report, statistics, workers
 from support.folder import read_json
 from support.shell import parse
-from train import Config, predict, train, trained_model
+from train import Config
 
 SETTINGS = ("--data", "digits", "--device", "cpu", "--epochs", "4")
 TUNED = [method for method in METHODS if method != RECIPE]
@@ -92,7 +91,7 @@ def made_up(monkeypatch):
         error += 1e-3 * (zlib.crc32(repr((config.fold, config.lr, config.l2, config.dropout)).encode()) % 1000) / 1000
         return {"result": {"last": {"error/val": float(error)}}}
 
-    monkeypatch.setattr(compare, "one_network", one_network)
+    monkeypatch.setattr(planned, "one_network", one_network)
 
 
 def run(tmp_path, *arguments):
@@ -339,16 +338,6 @@ def test_missed_bits_give_back_the_test_error(published, inline, undrawn, tmp_pa
     assert not list(tmp_path.glob("compare/runs/*/last.pt"))
 
 
-def test_a_worker_that_died_unheard_need_not_train_again(inline, monkeypatch, tmp_path):
-    payload = compare.plan(Config(data="digits", device="cpu", epochs=2), ("train", "val"))
-    where = {"data": "digits", "device": "cpu"}
-    first = compare.run(payload, tmp_path / "run", where)
-    monkeypatch.setattr(compare, "train", None)
-    assert compare.run(payload, tmp_path / "run", where) == first
-    with pytest.raises(compare.RunError, match="the data are others"):
-        compare.run(payload | {"data_sha256": "0"}, tmp_path / "other", where)
-
-
 def test_a_diverged_run_is_named_and_spoils_nothing(published, inline, undrawn, tmp_path, capsys):
     publish(published, dropout={"lr": 1e9, "schedule": "constant"})
     folder = run(tmp_path, "--folds", "3-4", "--methods", "dropout")
@@ -384,50 +373,6 @@ def test_test_labels_change_nothing_but_test_errors(published, inline, undrawn, 
         seen.append((tuned.read_text(), order, table(folder, "error/val"), table(folder, "error/test")))
     assert seen[0][:3] == seen[1][:3]
     assert seen[0][3] != seen[1][3]
-
-
-# --- several networks, and scikit-learn's
-
-
-def test_an_ensemble_s_output_is_the_mean_of_its_networks(tmp_path):
-    config = Config(data="digits", device="cpu", epochs=4, batch_size=20, fold=3, seed=3, dropout=0.1)
-    payload = compare.plan(config, networks=[1, 2])
-    found = compare.run(payload, tmp_path / "ensemble", {"data": "digits", "device": "cpu"})
-    dataset = data.load("digits")
-    images, labels = data.split_tensors(dataset, "test", 3, torch.device("cpu"))
-    shares = []
-    for seed in (103, 203):
-        one = replace(config, seed=seed)
-        train(one, tmp_path / str(seed), quiet=True)
-        model = trained_model(one, dataset, tmp_path / str(seed) / "last.pt")
-        shares.append(torch.softmax(predict(model, images), dim=1))
-    errors = [(share.argmax(1) != labels).float().mean().item() for share in shares]
-    assert errors[0] != errors[1], "other seeds are other networks"
-    assert found["1"]["error/test"] == pytest.approx(np.mean(errors))
-    both = (shares[0] + shares[1]).argmax(1)
-    assert found["2"]["error/test"] == pytest.approx((both != labels).float().mean().item())
-
-
-def test_scikit_learn_is_given_the_same_network_and_images(monkeypatch, tmp_path):
-    config = Config(data="digits", device="cpu", epochs=60, batch_size=30, init="glorot", l2=1e-3, fold=4, seed=4)
-    given = []
-
-    class Spy(neural_network.MLPClassifier):
-        def fit(self, images, labels):
-            given.append((self.get_params(), images, labels))
-            return super().fit(images, labels)
-
-    monkeypatch.setattr(neural_network, "MLPClassifier", Spy)
-    for fraction in (0.05, 0.1):
-        one = replace(config, fraction=fraction)
-        payload = compare.plan(one, sklearn=True)
-        theirs = compare.run(payload, tmp_path / f"{fraction}", {"data": "digits", "device": "cpu"})["error/test"]
-        images, _ = data.split_tensors(data.load("digits"), "train", 4, torch.device("cpu"), fraction)
-        assert (given[-1][1] == images.flatten(1).numpy()).all()
-    parameters = given[-1][0]
-    assert parameters["alpha"] == pytest.approx(2 * 30 * 1e-3) and parameters["hidden_layer_sizes"] == (100, 100, 100)
-    ours = train(one, tmp_path / "ours", quiet=True)["last"]["error/test"]
-    assert theirs == pytest.approx(ours, abs=0.04) and ours < 0.15
 
 
 # --- workers

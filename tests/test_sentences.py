@@ -7,19 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import test_compare
-import torch
-from helpers import Cut, contents, cut_at, refused
+from helpers import contents, refused
 
 import compare
 import data
+import planned
 import sentences
-from model import Dropout
 from sentences import SENTENCES, SentencesOptions
-from support import report, sweeps
+from support import report
 from support.folder import read_json
 from support.shell import parse
-from support.verdicts import HOLDS, HOLDS_NOT, JUDGES, UNDECIDED
-from train import Config, train
+from support.verdicts import JUDGES
+from train import Config
 
 inline, published = test_compare.inline, test_compare.published  # fixtures
 SETTINGS = ("--data", "digits", "--device", "cpu", "--epochs", "4", "--folds", "2")
@@ -88,7 +87,7 @@ def test_every_sentence_from_its_command_to_its_verdict(small, inline, monkeypat
 @pytest.mark.parametrize("name", WITH_RUNS)
 def test_every_value_reaches_its_run(small, inline, tmp_path, name):
     run(tmp_path, name)
-    configs = [read_json(path, dict) for path in tmp_path.glob("sentences/runs/**/config.json")]
+    configs = [read_json(path, dict) for path in tmp_path.glob("compare/runs/**/config.json")]
     for sweep in small[name].sweeps:
         if sweep.axis == "networks":
             seeds = {config["seed"] for config in configs if config["dropout"] == 0}
@@ -133,78 +132,19 @@ def test_epochs_of_the_table_give_way_to_the_command_line(tmp_path):
     one = next(one for one in SENTENCES if one.name == "normalisation")
     sweep = one.sweeps[0]
     assert sentences.config_of(one, sweep, 0.1, 3, SentencesOptions()).epochs == 300
-    quick = SentencesOptions(config=replace(compare.BASE, epochs=5))
+    quick = SentencesOptions(config=replace(planned.BASE, epochs=5))
     assert sentences.config_of(one, sweep, 0.1, 3, quick).epochs == 5
     quick, whole = (replace(options, studies_dir=str(tmp_path)) for options in (quick, SentencesOptions()))
     assert sentences.results_folder(quick) != sentences.results_folder(whole)
 
 
-def test_what_a_network_keeps(digits, tmp_path):
-    config = replace(digits, l1=1e-3, epochs=40, evaluations=40)
-    found = sentences.one_network(config, tmp_path / "a")
-    state = torch.load(tmp_path / "a" / "last.pt", weights_only=True)["model"]
-    weights = torch.cat([value.flatten() for name, value in state.items() if name.endswith("weight")])
-    assert found["rms"] == pytest.approx(weights.square().mean().sqrt().item(), rel=1e-5)
-    assert found["small"] == (weights.abs() < 1e-3).double().mean().item() > 0
-    assert found["updates"] == 40 and found["images"] == 72
-    assert 0 <= found["6 as 9"] < 359 and 0 <= found["9 as 6"] < 359
-
-
-def test_confusions_are_of_six_and_nine_alone(digits, monkeypatch, tmp_path):
-    labels = torch.tensor([6, 6, 6, 9, 9, 1, 6])
-    answers = torch.tensor([9, 9, 6, 6, 9, 6, 0])
-    monkeypatch.setattr(sentences, "outputs", lambda *_: (torch.nn.functional.one_hot(answers, 10).float(), labels))
-    found = sentences.one_network(replace(digits, epochs=1), tmp_path / "a")
-    assert (found["6 as 9"], found["9 as 6"]) == (2, 1)
-
-
 def test_epochs_to_a_cost():
-    def rows(*pairs):
-        return [{"epoch": epoch, "loss/train": loss} for epoch, loss in pairs]
+    def curves(*pairs):
+        return dict(zip(("epoch", "loss/train"), map(list, zip(*pairs, strict=True)), strict=True))
 
-    assert sentences.epochs_to(0.1, rows((0, 2.3), (10, 1.0), (20, 0.01), (30, 1e-5))) == pytest.approx(15)
-    assert sentences.epochs_to(0.1, rows((0, 2.3), (10, 0.2))) is None
-    assert sentences.epochs_to(0.1, rows((0, 2.3), (10, 0.0))) < 10
-
-
-def test_networks_are_averaged_in_groups_that_share_none(digits, monkeypatch, tmp_path):
-    labels = torch.tensor([0, 1])
-    shares = iter(torch.tensor([[[0.9, 0.1], [0.4, 0.6]], [[0.4, 0.6], [0.9, 0.1]], [[0.9, 0.1]] * 2]))
-    monkeypatch.setattr(compare, "trained_outputs", lambda *_: (next(shares), None, 2.0, labels))
-    found = compare.averaged_networks(digits, tmp_path, (1, 2, 3))
-    assert found["1"]["error/test"] == pytest.approx((0 + 1 + 0.5) / 3) and found["1"]["n"] == 3
-    assert found["2"]["error/test"] == 0.5 and found["2"]["n"] == 1 and found["2"]["seconds"] == 4
-    assert found["3"]["error/test"] == 0.5
-
-
-def test_masks_are_drawn_in_dropout_alone(digits, tmp_path):
-    config = replace(digits, dropout=0.5, epochs=100, lr=5e-3)
-    seen = []
-    Dropout.__call__, usual = lambda self, x: seen.append(self.training) or usual(self, x), Dropout.__call__
-    try:
-        found = sentences.averaged_masks(config, tmp_path / "a", (0, 1, 50))
-    finally:
-        del Dropout.__call__
-    assert seen[-150:] == [True] * 150, "50 masks of three layers"
-    assert found["1"]["error/test"] > found["50"]["error/test"]
-    assert found == sentences.averaged_masks(config, tmp_path / "a", (0, 1, 50))
-
-
-def test_a_killed_run_goes_on(digits, monkeypatch, tmp_path):
-    config = replace(digits, epochs=20, evaluations=20)
-    whole = sentences.one_network(config, tmp_path / "whole")
-    with pytest.raises(Cut):
-        train(config, tmp_path / "cut", quiet=True, on_evaluation=cut_at(6))
-    assert (tmp_path / "cut" / "last.pt").exists()
-    again = sentences.one_network(config, tmp_path / "cut")
-    assert again | {"seconds": 0} == whole | {"seconds": 0}
-
-
-def test_a_diverged_run_has_no_weights(digits, tmp_path):
-    found = sentences.one_network(replace(digits, optimizer="sgd", lr=1e9), tmp_path / "a")
-    assert found["status"] == "diverged" and found["rms"] is None and found["6 as 9"] is None
-    row = {"method": "none", "value": 1, "fold": 3} | found
-    assert sweeps.derived([row])[0]["diverged"] == 1 and "6 and 9" not in sweeps.derived([row])[0]
+    assert sentences.epochs_to(0.1, curves((0, 2.3), (10, 1.0), (20, 0.01), (30, 1e-5))) == pytest.approx(15)
+    assert sentences.epochs_to(0.1, curves((0, 2.3), (10, 0.2))) is None
+    assert sentences.epochs_to(0.1, curves((0, 2.3), (10, 0.0))) < 10
 
 
 # --- arguments
@@ -238,156 +178,7 @@ def test_without_results_a_report_is_one_line(monkeypatch, capsys, tmp_path):
     assert out.count("\n") == 1 and "no results in" in out
 
 
-# --- verdicts on made-up numbers
-
-FOLDS = (3, 4, 5, 6, 7)
-
-
-def made_up(errors, **more):
-    """Rows of a column by method and value, with noise over the folds that is the same for all."""
-    return [
-        {"method": method, "value": value, "fold": fold, "axis": "x"}
-        | {column: level * (1 + 0.01 * (fold - 5)) + 1e-5 * (7 * index % 5) for column, level in columns.items()}
-        | {key: made(value) if callable(made) else made for key, made in more.items()}
-        for method, by_value in errors.items()
-        for value, columns in by_value.items()
-        for index, fold in enumerate(FOLDS)
-    ]
-
-
-def error_rows(by_method, column="error/test", **more):
-    errors = {m: {value: {column: level} for value, level in values.items()} for m, values in by_method.items()}
-    return made_up(errors, **more)
-
-
-@pytest.mark.parametrize(
-    ("few", "many", "word"),
-    [
-        ((0.06, 0.05), (0.02, 0.02), HOLDS),
-        ((0.06, 0.05), (0.015, 0.016), HOLDS_NOT),
-        ((0.07, 0.07), (0.02, 0.02), HOLDS_NOT),
-        ((0.06, 0.05), (0.02, 0.016), "holds with a condition: not for elastic"),
-        ((0.06, 0.05), (0.03, 0.02), UNDECIDED),
-    ],
-)
-def test_verdict_on_fractions(few, many, word):
-    base = {"baseline": {0.05: 0.07, 0.2: 0.04, 0.9: 0.02}}
-    methods = {name: {0.05: f, 0.9: m} for name, f, m in zip(("L2", "elastic"), few, many, strict=True)}
-    rows = error_rows(base | methods, images=lambda value: round(60_000 * value))
-    verdict = JUDGES["fraction"](rows)
-    assert verdict.word == word
-    if word == HOLDS:  # 0.05 lies between 0.07 with 3,000 images and 0.04 with 12,000
-        (worth,) = [int(t.split("about ")[1]) for t in verdict.numbers if t.startswith("elastic: with")]
-        assert worth == pytest.approx(3000 * 4 ** (math.log(7 / 5) / math.log(7 / 4)), rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "word"),
-    [
-        (((0.5, 0.4, 0.3, 0.2), (0.5, 0.3, 0.2, 0.1)), HOLDS),
-        (((0.5, 0.4, 0.3, 0.2), (0.2, 0.3, 0.4, 0.5)), "holds with a condition: no trend for L2"),
-        (((0.2, 0.3, 0.4, 0.5), (0.2, 0.3, 0.4, 0.5)), HOLDS_NOT),
-        (((0.5, 0.4, 0.41, 0.2), (0.5, 0.3, 0.2, 0.1)), "holds with a condition: not at every step for L1"),
-    ],
-)
-def test_verdict_on_strengths(sizes, word):
-    strengths = (0.0, 1e-6, 1e-4, 1e-2)
-    rows = {m: dict(zip(strengths, one, strict=True)) for m, one in zip(("L1", "L2"), sizes, strict=True)}
-    verdict = JUDGES["lambda"](error_rows(rows, "rms"))
-    assert verdict.word == word and sizes[0][1] / sizes[0][0] == pytest.approx(
-        float(verdict.numbers[0].split("times ")[1].split()[0]), rel=0.01
-    )
-
-
-@pytest.mark.parametrize(
-    ("error", "seconds", "word"),
-    [
-        (0.062, 15.0, HOLDS),
-        (0.071, 10.0, HOLDS_NOT),
-        (0.067, 12.0, "holds with a condition: as good as fewer than 2 networks"),
-        (0.062, 60.0, "holds with a condition: it takes the time of 6.0"),
-    ],
-)
-def test_verdict_on_dropout(error, seconds, word):
-    rows = error_rows(
-        {"baseline": {1: 0.07, 2: 0.065, 3: 0.0625, 5: 0.061, 10: 0.06}}, seconds=10.0, deviation=1e-3, n=10
-    )
-    rows += error_rows({"dropout": {0: error, 50: error - 0.001}}, seconds=seconds)
-    verdict = JUDGES["dropout"](rows)
-    assert verdict.word == word
-    assert any("mean over 50 masks beside no masks: -0.10" in text for text in verdict.numbers)
-    assert any("0.10 by seed" in text for text in verdict.numbers)
-
-
-@pytest.mark.parametrize(
-    ("norm", "word"),
-    [
-        ((10, 20, 30), HOLDS),
-        ((150, None, None), HOLDS_NOT),
-        ((10, 20, None), "holds with a condition: faster, not more stable"),
-        ((150, 150, 150), "holds with a condition: more stable, not faster"),
-    ],
-)
-def test_verdict_on_normalisation(norm, word):
-    rates = (1e-4, 1e-3, 1e-1)
-    found = {"none": (100, 120, None), "batch norm": norm, "layer norm": (90, 90, 90)}
-    rows = [
-        {"method": method, "value": rate, "fold": fold, "status": "finished", "epochs": 300}
-        | {"epochs to cost": "" if epochs is None else epochs + fold}
-        for method, reached in found.items()
-        for rate, epochs in zip(rates, reached, strict=True)
-        for fold in FOLDS
-    ]
-    assert JUDGES["normalisation"](rows).word == word
-
-
-@pytest.mark.parametrize(
-    ("layer", "word"),
-    [
-        ((0.06, 0.06, 0.06), HOLDS),
-        ((0.09, 0.06, 0.06), HOLDS_NOT),
-        ((0.06, 0.04, 0.04), "holds with a condition: better in large batches too"),
-    ],
-)
-def test_verdict_on_batch_sizes(layer, word):
-    sizes = (2, 10, 300)
-    batch = {"batch norm": dict(zip(sizes, (0.08, 0.06, 0.05), strict=True))}
-    verdict = JUDGES["batch-size"](error_rows(batch | {"layer norm": dict(zip(sizes, layer, strict=True))}))
-    assert verdict.word == word
-
-
-def test_where_layer_and_batch_norm_cross():
-    rows = error_rows({"batch norm": {10: 0.08, 1000: 0.04}, "layer norm": {10: 0.06, 1000: 0.06}})
-    assert "they cross at a batch of 100" in JUDGES["batch-size"](rows).numbers
-
-
-@pytest.mark.parametrize(
-    ("error", "confused", "word"),
-    [
-        ((0.07, 0.04, 0.08), (9, 8, 80), HOLDS),
-        ((0.07, 0.08, 0.09), (9, 8, 80), HOLDS_NOT),
-        ((0.07, 0.04, 0.04), (9, 8, 8), "holds with a condition: up to 180 degrees do no harm either"),
-    ],
-)
-def test_verdict_on_rotations(error, confused, word):
-    values = {
-        angle: {"error/test": e, "error/val": e, "6 and 9": c}
-        for angle, e, c in zip((0.0, 15.0, 180.0), error, confused, strict=True)
-    }
-    assert JUDGES["rotation"](made_up({"baseline": values})).word == word
-
-
-@pytest.mark.parametrize(
-    ("effects", "word"),
-    [((-0.02, -0.03), HOLDS), ((-0.01, -0.01), HOLDS_NOT), ((-0.02, -0.01), "holds with a condition: only A + B")],
-)
-def test_verdict_on_combinations(effects, word):
-    levels = {"better part": (-0.012, -0.012), "other part": (-0.004,) * 2, "sum of both": (-0.016,) * 2}
-    rows = error_rows(
-        {m: dict(zip(("A + B", "C + D"), one, strict=True)) for m, one in (levels | {"combination": effects}).items()},
-        "effect",
-    )
-    assert JUDGES["combination"](rows).word == word
+# --- the last sentence
 
 
 def test_combinations_are_read_off_the_results_of_compare(monkeypatch, tmp_path, capsys):
