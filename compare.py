@@ -84,8 +84,9 @@ TOGETHER_IN_EVERYTHING = dict.fromkeys((*GEOMETRY, "elastic"), "geometry") | dic
 
 POINTS = 16  # of each method's design; a power of two, for Sobol's balance
 MAIN = ("baseline", "L1", "L2", "dropout", "batch norm", "everything")  # whose histograms are drawn
-AVERAGED = ("baseline", "dropout", "everything")  # of which the outputs of several networks are averaged
-NETWORKS, AVERAGED_FOLDS = 5, range(3, 8)
+NETWORKS, AVERAGED_FOLDS = 5, range(3, 8)  # of how many networks the outputs are averaged
+AVERAGED = dict.fromkeys(("baseline", "dropout", "everything"), (1, NETWORKS))
+AVERAGED["baseline"] = (1, 2, 3, NETWORKS, 10)  # which sentences.py needs as well
 PUBLISHED = Path(__file__).parent / "figures" / "compare"
 TUNED_FILE = PUBLISHED.parent / "tuning" / "tuned.csv"  # what --tune has found so far, and what is compared
 BORDER = 0.05  # of a range, on its own scale: an optimum that near to an end is named
@@ -343,7 +344,7 @@ def compare(options: CompareOptions) -> Path:
 def ensembles(configs: dict[tuple[str, int], Config], options: CompareOptions) -> list[dict]:
     """The rows of ensembles.csv: the error of one network, and of the mean output of several, by method and fold."""
     pairs = [(method, fold) for method, fold in configs if method in AVERAGED and fold in AVERAGED_FOLDS]
-    found = run_all([plan(configs[pair], networks=[1, NETWORKS]) for pair in pairs], options)
+    found = run_all([plan(configs[pair], networks=list(AVERAGED[pair[0]])) for pair in pairs], options)
     return [
         {"method": method, "fold": fold, "networks": NETWORKS}
         | {f"error/{name}": over.result[str(k)]["error/test"] for name, k in (("one", 1), ("mean", NETWORKS))}

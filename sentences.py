@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 import compare
 import data
-from compare import METHODS, NUISANCES, tuned_settings
+from compare import AVERAGED, METHODS, NUISANCES, tuned_settings
 from data import COMPARISON_FOLDS
 from planned import BASE, dataset_of, folder_of_choice, other_settings, plan, run_all, study_folder
 from support import report, statistics, workers
@@ -101,7 +101,7 @@ SENTENCES = (
         "dropout",
         "Dropout comes close to averaging several networks that were trained apart, and costs less.",
         [
-            Sweep("baseline", "networks", (1, 2, 3, 5, 10), {}, "baseline"),
+            Sweep("baseline", "networks", AVERAGED["baseline"], {}, "baseline"),
             Sweep("dropout", "masks", (0, 50), {}, "dropout"),
         ],
         ("error/test",),

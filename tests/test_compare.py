@@ -286,6 +286,7 @@ def test_methods_are_paired_and_none_is_run_twice(published, inline, undrawn, tm
 def test_a_quick_look_touches_no_file_of_another_comparison(published, inline, undrawn, monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "METHODS", {name: METHODS[name] for name in ("baseline", "dropout")})
     monkeypatch.setattr(compare, "NETWORKS", 2)
+    monkeypatch.setattr(compare, "AVERAGED", {"baseline": (1, 2), "dropout": (1, 2)})
     whole = run(tmp_path, "--folds", "3-4")
     before = contents(whole)
     assert {"missed.npz", "ensembles.csv", "sklearn.csv", "ensembles.md", "sklearn.md"} < {path.name for path in before}
