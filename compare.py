@@ -206,11 +206,12 @@ def nested(method: str, optima: dict[str, dict]) -> dict[str, dict]:
     return {part: METHODS[method] | weakest | optima[part] for part in within(method)}
 
 
-def tune(options: CompareOptions) -> list[dict]:
-    """The rows of tuned.csv: the validation errors of every point, and the one with the lowest mean is `chosen`.
+def tune(options: CompareOptions) -> Path:
+    """Writes tuned.csv: the validation errors of every point, and the one with the lowest mean is `chosen`.
 
-    Methods come after those within them. The test set is not even read.
+    Returns its folder. Methods come after those within them. The test set is not even read.
     """
+    folder = results_folder(options)
     needed = {method for method in chosen_methods(options.methods) if method != RECIPE}
     needed |= {part for method in needed for part in within(method)}
     rows: list[dict] = []
@@ -224,9 +225,10 @@ def tune(options: CompareOptions) -> list[dict]:
         halve(tried, options)
         for row in tried:
             row["border"] = borders(row["settings"], ranges(row["method"], optima)) if row["chosen"] else ""
+            row["command"] = settings_text(replace(options.config, **row["settings"]))
         rows += tried
-        report.write_tuned(results_folder(options) / "tuned.csv", rows, [*NUISANCES, *SPACE], TUNING_FOLDS)
-    return rows
+        report.write_tuned(folder / "tuned.csv", rows, [*NUISANCES, *SPACE], TUNING_FOLDS)
+    return folder
 
 
 def depth(method: str) -> int:
@@ -337,7 +339,6 @@ def compare(options: CompareOptions) -> Path:
         for name, rows in (("ensembles", ensembles(configs, options)), ("sklearn", check(folds, options))):
             if rows:
                 report.write_csv(folder / f"{name}.csv", rows)
-    report.write_text(folder / "tuned.csv", TUNED_FILE.read_text(encoding="utf-8"))
     return folder
 
 
@@ -385,18 +386,6 @@ def results_folder(options: CompareOptions) -> Path:
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def tuned_table(rows: Sequence[dict], options: CompareOptions) -> list[str]:
-    """Lines for the screen: what was chosen for every method, and what of it lies at a border."""
-    cells = []
-    for row in rows:
-        if row["chosen"]:
-            settings = settings_text(replace(options.config, **row["settings"]))
-            cells.append([row["method"], f"{100 * np.mean(row['errors']):.2f}", row["border"], settings])
-    lines = report.text_table(["method", "val %", "at a border", "settings of train.py"], cells)
-    warning = "WARNING: a setting was chosen at a border of its range; widen SPACE or WEAKENED, and tune again"
-    return [*lines, *([warning] if any(row["border"] for row in rows) else [])]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     with errors_in_one_line(data.DataError, RunError, workers.StudyError, statistics.ReportError):
@@ -404,13 +393,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         refuse_what_is_ignored(options, argv)
         if options.report:
             print("\n".join(report.write_report(PUBLISHED, list(METHODS), PARTS)))
+            print("\n".join(["", *report.write_tuning(TUNED_FILE.parent, list(METHODS))]))
             return
         dataset = dataset_of(options.config)
         warn(dataset)
         options = replace(options, config=resolve(options.config, dataset))
         if options.tune:
-            print("\n".join(tuned_table(tune(options), options)))
-            print(f"\nevery point: {results_folder(options) / 'tuned.csv'}")
+            folder = tune(options)
+            print("\n".join(report.write_tuning(folder, list(METHODS))))
+            print(f"\nevery point: {folder / 'tuned.csv'}")
             return
         folder = compare(options)
         print("\n".join(report.write_report(folder, list(METHODS), PARTS)))

@@ -1,8 +1,8 @@
 """Tables and figures of a comparison, from the files that it wrote; nothing here trains or chooses.
 
-A folder holds: results.csv, a row a run; missed.npz, which test images each run got wrong; tuned.csv, a row a tuning
-trial; ensembles.csv, a row a mean of several networks; sklearn.csv, a row a check by scikit-learn's network; curves.csv
-and histograms.csv, for two of the figures.
+A folder holds: results.csv, a row a run; missed.npz, which test images each run got wrong; ensembles.csv, a row a mean
+of several networks; sklearn.csv, a row a check by scikit-learn's network; curves.csv and histograms.csv, for two of the
+figures. Another one holds tuned.csv, a row a point that was tried.
 Errors are fractions in the files, and percent or percentage points in tables and figures. Unless said otherwise,
 intervals have 95 %, differences are of test errors and paired by fold, and negative ones are improvements.
 """
@@ -115,10 +115,13 @@ def write_runs(folder: Path, runs: Sequence[dict], drawn: Sequence[str]) -> None
 
 
 def write_tuned(path: Path, rows: Sequence[dict], settings: Sequence[str], folds: Sequence[int]) -> None:
-    """tuned.csv: every point of `rows`, its `settings`, its errors on `folds`, if chosen, and at which borders."""
+    """tuned.csv: every point of `rows`, its `settings` and its errors on `folds`, if chosen, and at which borders.
+
+    `command` is all that it sets, as arguments of train.py.
+    """
     lines = []
     for row in rows:
-        line = {key: row[key] for key in ("method", "trial", "origin")}
+        line = {key: row[key] for key in ("method", "trial", "origin", "command")}
         line |= {name: row["settings"].get(name, "") for name in settings}
         errors = itertools.zip_longest(folds, row["errors"], fillvalue="")
         line |= {f"val_error_fold_{fold}": error for fold, error in errors}
@@ -171,26 +174,23 @@ def read_missed(path: Path, rows: Sequence[dict]) -> dict[str, np.ndarray]:
 # --- what the tables say ---------------------------------------------------------------------------------------------
 
 
-def summarize(rows: Sequence[dict], missed: dict, tuned: Sequence[dict] = ()) -> list[dict]:
+def summarize(rows: Sequence[dict], missed: dict) -> list[dict]:
     """First table: a row a method and its difference to the baseline, in the order of the validation error.
 
-    `rows`, `missed` and `tuned` are those of results.csv, `read_missed` and tuned.csv. The validation error has no
-    interval over images: its images are nearly all that do not train, 57,000, and differ from fold to fold.
+    `rows` and `missed` are those of results.csv and `read_missed`. The validation error has no interval over images:
+    its images are nearly all that do not train, 57,000, and differ from fold to fold.
     """
     groups = runs_by_method(rows)
     if BASELINE not in groups:
         raise ReportError(f"results.csv: no run of {BASELINE!r}, to which all methods are compared: run it as well")
-    borders = {row["method"]: row.get("border", "") for row in tuned if row["chosen"]}
     table = [
         {
             "method": method,
-            "settings": runs[0]["settings"],
             "n": len(runs),
             "diverged": sum(run["status"] == "diverged" for run in runs),
             "val": estimate([run["error/val"] for run in runs]),
             "test": estimate([run["error/test"] for run in runs], missed.get(method)),
             "seconds": float(np.mean([run["seconds"] for run in runs])),
-            "border": borders.get(method, ""),
         }
         for method, runs in groups.items()
         if WITHOUT not in method
@@ -297,13 +297,13 @@ def paired_cells(row: dict, narrow: bool = False) -> list[str]:
 def methods_tables(table: Sequence[dict], rows: Sequence[dict]) -> tuple[list[str], list[str]]:
     """The first table as Markdown and for a terminal of 100 columns; `rows` are those of results.csv."""
     header = ["method", "n", "validation error in %", "test error in %", "difference to the baseline in points"]
-    header += ["folds won", "p", "verdict", "s/run", "chosen at a border"]
+    header += ["folds won", "p", "verdict", "s/run"]
     narrow = ["method", "val %", "test error %", "to baseline", "won", "p", "verdict"]
     cells, narrow_cells = [], []
     for row in table:
         n = f"{row['n']} ({row['diverged']} diverged)" if row["diverged"] else str(row["n"])
         cells.append([row["method"], n, percent(row["val"]), percent(row["test"]), *paired_cells(row)])
-        cells[-1] += [f"{row['seconds']:.0f}", row["border"]]
+        cells[-1].append(f"{row['seconds']:.0f}")
         narrow_cells.append([row["method"], f"{100 * row['val'].mean:.2f}", percent(row["test"], both=False)])
         narrow_cells[-1] += paired_cells(row, narrow=True)
     markdown = [*markdown_table(header, cells), "", methods_note(table, rows)]
@@ -311,8 +311,6 @@ def methods_tables(table: Sequence[dict], rows: Sequence[dict]) -> tuple[list[st
     for row in table:
         if row["diverged"]:
             text.append(f"{row['method']}: {row['diverged']} of {row['n']} runs diverged")
-        if row["border"]:
-            text.append(f"{row['method']}: tuned to a border of its range ({row['border']}); widen it and tune again")
     return markdown, text
 
 
@@ -346,10 +344,27 @@ VERDICT_NOTE = (
 )
 
 
-def settings_table(table: Sequence[dict]) -> list[str]:
-    """The methods' settings, as Markdown."""
-    cells = [[row["method"], f"`{row['settings']}`" if row["settings"] else "", row["border"]] for row in table]
-    return markdown_table(["method", "settings of `train.py`", "chosen at a border"], cells)
+def tuning_tables(rows: Sequence[dict]) -> tuple[list[str], list[str]]:
+    """What was chosen of the `rows` of tuned.csv, as Markdown and for a terminal."""
+    cells = []
+    for method, tried in by_method(rows).items():
+        for row in tried:
+            if row["chosen"]:
+                errors = [row[column] for column in row if column.startswith("val_error_fold_")]
+                origin = row["origin"] if row["origin"] != "design" else ""
+                cells.append([method, f"{100 * np.mean(errors):.2f}", str(len(tried)), origin, row["border"]])
+                cells[-1].append(row["command"])
+    header = ["method", "validation error in %", "points", "taken over from", "at a border", "settings of train.py"]
+    note = (
+        "Mean error after the last epoch on the folds that tune. Taken over from: the optimum is that of another "
+        "method, with what is added at its weakest; else it is of the method's own design. At a border: what lies "
+        "within a twentieth of an end of its range."
+    )
+    markdown = [*markdown_table(header, [[*row[:-1], f"`{row[-1]}`"] for row in cells]), "", note]
+    text = text_table(["method", "val %", *header[2:]], cells)
+    if any(row[4] for row in cells):
+        text += ["WARNING: a setting was chosen at a border of its range; widen SPACE or WEAKENED, and tune again"]
+    return markdown, text
 
 
 def combinations_tables(beside: Sequence[dict], without: Sequence[dict]) -> tuple[list[str], list[str]]:
@@ -421,14 +436,13 @@ def write_report(folder: Path, methods: Sequence[str], parts: dict[str, Sequence
     def rows_of(name: str, *needed: str) -> list[dict]:
         return read_csv(folder / name, needed) if name in found else []
 
-    rows, tuned = rows_of("results.csv", "error/val", "error/test"), rows_of("tuned.csv", "chosen", "val_error_fold_0")
+    rows = rows_of("results.csv", "error/val", "error/test")
     curves, histograms = rows_of("curves.csv"), rows_of("histograms.csv")
     missed = read_missed(folder / "missed.npz", rows) if "missed.npz" in found else {}
-    table = summarize(rows, missed, tuned)
+    table = summarize(rows, missed)
     beside, without = beside_best_part(rows, missed, parts), without_parts(rows, missed)
     means, check = ensembles(rows_of("ensembles.csv")), rows_of("sklearn.csv")
     tables["methods"] = methods_tables(table, rows)
-    tables["settings"] = settings_table(table), []
     if beside or without:
         tables["combinations"] = combinations_tables(beside, without)
     if means:
@@ -447,7 +461,15 @@ def write_report(folder: Path, methods: Sequence[str], parts: dict[str, Sequence
             figures.save_figure(figures.draw_histograms(histograms, colour), folder / "histograms")
         if beside or without:
             figures.save_figure(figures.draw_combinations(table, without, parts, colour), folder / "combinations")
-        if tuned:
-            figures.save_figure(figures.draw_tuning(tuned, methods, colour), folder / "tuning")
-    texts = [text for _, text in tables.values() if text]
+    texts = [text for _, text in tables.values()]
     return [line for number, text in enumerate(texts) for line in ([""] if number else []) + text]
+
+
+def write_tuning(folder: Path, methods: Sequence[str]) -> list[str]:
+    """As `write_report`, of tuned.csv alone: what was chosen, and how far more points would still have helped."""
+    rows = read_csv(folder / "tuned.csv", ("command", "chosen", "val_error_fold_0"))
+    markdown, text = tuning_tables(rows)
+    write_text(folder / "tuning.md", "\n".join(markdown) + "\n")
+    with figures.reproducible_figures():
+        figures.save_figure(figures.draw_tuning(rows, methods, figures.colours(methods)), folder / "tuning")
+    return text

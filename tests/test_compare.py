@@ -76,7 +76,7 @@ def publish(folder, **changes):
         optima[method] = points[1] | changes.get(method, {})
         rows.append({"method": method, "trial": 0, "origin": "design", "settings": points[0], "errors": [0.2]})
         rows.append({"method": method, "trial": 1, "origin": "design", "settings": optima[method], "errors": [0.1] * 3})
-    rows = [row | {"chosen": len(row["errors"]) == 3, "border": ""} for row in rows]
+    rows = [row | {"chosen": len(row["errors"]) == 3, "border": "", "command": ""} for row in rows]
     report.write_tuned(folder / "tuned.csv", rows, ["lr", "schedule", *SPACE], (0, 1, 2))
 
 
@@ -461,6 +461,7 @@ def test_report_rebuilds_what_is_published_byte_for_byte(inline, monkeypatch, tm
     for name in ("curves.csv", "histograms.csv"):
         (tmp_path / name).unlink()
     monkeypatch.setattr(compare, "PUBLISHED", tmp_path)
+    monkeypatch.setattr(compare, "TUNED_FILE", tmp_path / "tuned.csv")
     written = contents(tmp_path)
     compare.main(["--report"])
     first = contents(tmp_path)
@@ -494,9 +495,13 @@ def test_the_published_points_are_those_of_the_design():
 
 
 def test_the_published_tables_and_figures_follow_from_the_published_files(tmp_path):
-    shutil.copytree(PUBLISHED, tmp_path / "copy")
-    report.write_report(tmp_path / "copy", list(METHODS), PARTS)
-    assert names_and_bytes(tmp_path / "copy") == names_and_bytes(PUBLISHED)
+    tuning = compare.TUNED_FILE.parent
+    for folder in (PUBLISHED, tuning):
+        shutil.copytree(folder, tmp_path / folder.name)
+    report.write_report(tmp_path / PUBLISHED.name, list(METHODS), PARTS)
+    report.write_tuning(tmp_path / tuning.name, list(METHODS))
+    for folder in (PUBLISHED, tuning):
+        assert names_and_bytes(tmp_path / folder.name) == names_and_bytes(folder)
 
 
 def test_the_report_shows_the_published_tables():

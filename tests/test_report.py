@@ -75,6 +75,7 @@ def write_comparison(folder, names=SOME, folds=17, images=1003):
         for trial in range(18):
             errors = error * np.exp(rng.gamma(1.5, 0.15, 3)) if trial < 16 else (error, error, error)
             columns = {"method": method, "trial": trial, "lr": 0.001, "origin": "design" if trial < 16 else "L2"}
+            columns["command"] = f"--lr 0.001 --seed {trial}"
             for fold, one in enumerate(errors):
                 columns[f"val_error_fold_{fold}"] = one if trial < 4 or not fold else ""
             tuned.append(columns | {"chosen": int(trial == 1), "border": "lr" if method == "L1" else ""})
@@ -398,13 +399,6 @@ def test_p_is_not_shown_for_fewer_than_six_pairs():
         assert ("0.062" in line or "0.125" in line) == shown, line
 
 
-def test_a_border_is_named():
-    tuned = [{"method": "better", "chosen": 1, "border": "lr"}, {"method": "worse", "chosen": 0, "border": "l2"}]
-    markdown, text = report.methods_tables(report.summarize(rows(), {}, tuned), rows())
-    assert [line.split(" | ")[-1] for line in markdown if re.match(r"\| (better|worse) ", line)] == [" |", "lr |"]
-    assert [line.split(":")[0] for line in text if "border" in line] == ["better"]
-
-
 def test_the_widest_row_fits_a_terminal():
     longest, images = max(METHODS, key=len), np.zeros((6, 500), np.uint8)
     found = [one | {"method": longest if one["method"] == "worse" else one["method"]} for one in rows()]
@@ -435,8 +429,8 @@ def test_a_report_is_rebuilt_byte_for_byte(tmp_path, monkeypatch):
     given = {path.name for path in tmp_path.iterdir()}
     lines = report.write_report(tmp_path, list(METHODS), PARTS)
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name not in given}
-    figures = ("combinations", "costs", "errors", "histograms", "tuning")
-    tables = ("combinations", "ensembles", "methods", "settings")
+    figures = ("combinations", "costs", "errors", "histograms")
+    tables = ("combinations", "ensembles", "methods")
     assert set(written) == {f"{name}.{kind}" for name in figures for kind in ("png", "svg")} | {
         f"{name}.md" for name in tables
     }
@@ -457,9 +451,26 @@ def test_a_report_of_results_alone(tmp_path, folds):
     report.write_csv(tmp_path / "results.csv", [one for one in rows() if one["fold"] in folds])
     lines = report.write_report(tmp_path, ["baseline", "better", "worse"], {"dropout + L2": ["dropout", "L2"]})
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "errors.png", "errors.svg", "methods.md", "results.csv", "settings.md",
+        "errors.png", "errors.svg", "methods.md", "results.csv",
     ]  # fmt: skip
     assert "nan" not in "".join(lines) + (tmp_path / "methods.md").read_text()
+
+
+def test_tuning_is_rebuilt_byte_for_byte(tmp_path):
+    write_comparison(tmp_path)
+    lines = report.write_tuning(tmp_path, list(METHODS))
+    written = {path.name: path.read_bytes() for path in tmp_path.glob("tuning.*")}
+    assert set(written) == {"tuning.md", "tuning.png", "tuning.svg"}
+    table = written["tuning.md"].decode()
+    rows = {row["method"]: row for row in report.read_csv(tmp_path / "tuned.csv") if row["chosen"]}
+    for method, row in rows.items():
+        error = f"{100 * np.mean([row[f'val_error_fold_{fold}'] for fold in (0, 1, 2)]):.2f}"
+        border = "lr" if method == "L1" else ""
+        assert f"| {method} | {error} | 18 |  | {border} | `--lr 0.001 --seed 1` |" in table
+    assert "WARNING: a setting was chosen at a border" in lines[-1]
+    assert report.write_tuning(tmp_path, list(METHODS)) == lines
+    for name, content in written.items():
+        assert (tmp_path / name).read_bytes() == content, name
 
 
 def test_only_points_of_the_design_say_how_tuning_went():
