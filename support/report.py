@@ -363,7 +363,7 @@ def tuning_tables(rows: Sequence[dict]) -> tuple[list[str], list[str]]:
     markdown = [*markdown_table(header, [[*row[:-1], f"`{row[-1]}`"] for row in cells]), "", note]
     text = text_table(["method", "val %", *header[2:]], cells)
     if any(row[4] for row in cells):
-        text += ["WARNING: a setting was chosen at a border of its range; widen SPACE or WEAKENED, and tune again"]
+        text += ["WARNING: a setting was chosen at a border of its range; widen it (WIDER, WEAKENED) and tune again"]
     return markdown, text
 
 
