@@ -1,0 +1,62 @@
+"""README.md and REPORT.md: what they show is in files that commands write, and what they link to is there."""
+
+import re
+
+import pytest
+from helpers import ROOT
+
+from compare import METHODS, TUNED_FILE
+from support import report
+
+TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "REPORT.md")}
+WRITTEN = [line for path in ROOT.glob("figures/*/*.md") for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def numbers(text):
+    """Those with a decimal point, without signs."""
+    return set(re.findall(r"\d+\.\d+", text))
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_tables_of_results_are_those_of_the_files(name):
+    """Cell by cell: a row with an interval or of a method stands, with more columns, in a file that --report writes."""
+    shown = [cells(line) for line in TEXTS[name].splitlines() if line.startswith("| ")]
+    shown = [row for row in shown if row[0] in METHODS or re.search(r"\d ± ", " ".join(row))]
+    written = [cells(line) for line in WRITTEN]
+    for row in shown:
+        assert any(row[0] == one[0] and set(row) <= set(one) for one in written), row
+    assert len(shown) > 10 or name == "README.md"
+
+
+def test_numbers_said_of_a_method_stand_in_its_rows():
+    """In REPORT.md, of every bullet that begins with the names of methods in bold, as in the generated tables."""
+    bullets = re.findall(r"^- (?:\*\*.*?)(?=^- |^$|\Z)", TEXTS["REPORT.md"], re.MULTILINE | re.DOTALL)
+    checked = 0
+    for bullet in bullets:
+        said = numbers(bullet)
+        names = {name.lower() for name in re.findall(r"\*\*(.+?)\*\*", bullet)}
+        rows = " ".join(line for line in WRITTEN if names & {cell.lower() for cell in cells(line)})
+        if said and rows:
+            assert said <= numbers(rows), (bullet, said - numbers(rows))
+            checked += len(said)
+    assert checked
+
+
+def test_what_is_said_of_single_points_of_tuning():
+    """Of L1, L2 and layer norm + L2, on fold 0, where all points ran."""
+    errors = {}
+    for row in report.read_csv(TUNED_FILE):
+        errors.setdefault(row["method"], {})[row["trial"]] = row["val_error_fold_0"]
+    best = {method: min(found.values()) for method, found in errors.items()}
+    assert errors["L1"][16] > best["L1"] and errors["L1"][16] > best["baseline"] < errors["L2"][16]
+    assert best["layer norm + L2"] > best["layer norm"] and len(errors["layer norm + L2"]) == 18
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_somewhere(name):
+    links = re.findall(r"\]\(([^)#:]+)\)", TEXTS[name])
+    assert links and all((ROOT / link).exists() for link in links)
