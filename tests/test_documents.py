@@ -5,7 +5,7 @@ import re
 import pytest
 from helpers import ROOT
 
-from compare import METHODS, TUNED_FILE
+from compare import METHODS, RECIPE, TUNED_FILE
 from support import report
 
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "REPORT.md")}
@@ -48,8 +48,9 @@ def test_numbers_said_of_a_method_stand_in_its_rows():
 
 def test_what_is_said_of_single_points_of_tuning():
     """Of L1, L2 and layer norm + L2, on fold 0, where all points ran."""
-    errors = {}
-    for row in report.read_csv(TUNED_FILE):
+    errors, rows = {}, report.read_csv(TUNED_FILE)
+    assert not any(row["border"] for row in rows) and {row["method"] for row in rows} | {RECIPE} == set(METHODS)
+    for row in rows:
         errors.setdefault(row["method"], {})[row["trial"]] = row["val_error_fold_0"]
     best = {method: min(found.values()) for method, found in errors.items()}
     assert errors["L1"][16] > best["L1"] and errors["L1"][16] > best["baseline"] < errors["L2"][16]
