@@ -44,6 +44,17 @@ def panels(number: int, columns: int, width: float, height: float, **more):
     return figure, axes.flat[:number]
 
 
+def plain_ticks(axis, ticks: Sequence[float] = ()) -> None:
+    """Ticks of a logarithmic `axis`, an xaxis or yaxis, in plain numbers: `ticks`, or round ones within its limits."""
+    low, high = axis.get_view_interval()
+    if not ticks:
+        steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if high < 30 * low else (1, 3) if high < 1000 * low else (1,)
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+        ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_ticks([], minor=True)
+
+
 def draw_estimate(axis, place: float, value: Estimate, shade: str) -> None:
     """A diamond with the interval over folds as a thick line, and the one over folds and test images as a thin one."""
     mean, half, both = (100 * one for one in value)
@@ -66,10 +77,7 @@ def draw_errors(table: Sequence[dict], rows: Sequence[dict], colour: dict):
     axis.set_yticks(range(len(table)), [row["method"] for row in table])
     axis.set_ylim(len(table) - 0.4, -0.6)
     axis.set_xscale("log")
-    low, high = axis.get_xlim()
-    ticks = [tick for tick in (0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 80) if low <= tick <= high]
-    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.minorticks_off()
+    plain_ticks(axis.xaxis)
     axis.grid(axis="x", alpha=0.3)
     axis.set_xlabel(
         "test error in %: every run, and the mean with its 95 % interval\n"

@@ -50,7 +50,7 @@ def draw(one, rows: Sequence[dict], colour: dict[str, str]):
     for column, axis in zip(one.drawn, axes, strict=True):
         text, factor, scale = LABELS[column]
         axis.set_xscale("log" if one.log else "linear")  # here, since it takes away the names of places
-        positive = False
+        places, positive = set(), False
         for number, method in enumerate(methods_of(rows)):
             values = series(rows, method, column)
             at = means(series(rows, method, one.x)) if one.x != "value" else {value: value for value in values}
@@ -62,15 +62,22 @@ def draw(one, rows: Sequence[dict], colour: dict[str, str]):
                 x = np.where(x > 0, x, min(x[x > 0]) / 3)
             y, half = (factor * np.array(column) for column in zip(*estimates, strict=True)) if estimates else ([], [])
             positive |= any(mean > 0 for mean in y)
+            places |= set(x)
             parent, _, variant = method.partition(",")
             style = "o" if values and isinstance(next(iter(values)), str) else "o--" if variant else "o-"
             shade = colour.get(parent, "#000000" if parent == "none" else figures.PALETTE[number])
             axis.errorbar(x, y, half, fmt=style, markersize=4, capsize=2, linewidth=1.2, color=shade, label=method)
             if style == "o":
                 axis.set_xticks(range(len(at)), at, rotation=20, ha="right", fontsize=8)
+        if one.log and places:
+            figures.plain_ticks(axis.xaxis, sorted(places) if len(places) < 10 else ())
         axis.set_yscale(scale if positive else "linear")
+        if axis.get_yscale() == "log":
+            figures.plain_ticks(axis.yaxis)
         axis.set_ylabel(text)
-        axis.set_xlabel(X_LABELS.get(one.x, ", ".join(dict.fromkeys(sweep.axis for sweep in one.sweeps))))
+        swept = ", ".join(dict.fromkeys(sweep.axis.replace("_", " ") for sweep in one.sweeps))
+        leftmost = "; leftmost: 0" if one.log and any(row["value"] == 0 for row in rows) and one.x == "value" else ""
+        axis.set_xlabel(X_LABELS.get(one.x, swept + leftmost))
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
     return figure
@@ -111,7 +118,7 @@ def write_report(folder: Path, sentences: Sequence, methods: Sequence[str]) -> l
         report.write_text(folder / f"{one.name}.md", "\n".join(lines) + "\n")
         with figures.reproducible_figures():
             figures.save_figure(draw(one, rows, colour), folder / one.name)
-        cells.append([f"{number} {one.name}", one.claim, verdict.word])
+        cells.append([f"{one.name} ({number})", one.claim, verdict.word])
     if not cells:
         return [f"no results in {folder} yet: run python sentences.py, and copy its CSV files there"]
     header = ["sentence", "claim", "verdict"]
