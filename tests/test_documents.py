@@ -6,10 +6,12 @@ import pytest
 from helpers import ROOT
 
 from compare import METHODS, RECIPE, TUNED_FILE
+from sentences import SENTENCES
 from support import report
 
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "REPORT.md")}
 WRITTEN = [line for path in ROOT.glob("figures/*/*.md") for line in path.read_text(encoding="utf-8").splitlines()]
+NAMED = {*METHODS, *(f"{one.name} ({number})" for number, one in enumerate(SENTENCES, start=1))}
 
 
 def cells(line):
@@ -25,7 +27,7 @@ def numbers(text):
 def test_tables_of_results_are_those_of_the_files(name):
     """Cell by cell: a row with an interval or of a method stands, with more columns, in a file that --report writes."""
     shown = [cells(line) for line in TEXTS[name].splitlines() if line.startswith("| ")]
-    shown = [row for row in shown if row[0] in METHODS or re.search(r"\d ± ", " ".join(row))]
+    shown = [row for row in shown if row[0] in NAMED or re.search(r"\d ± ", " ".join(row))]
     written = [cells(line) for line in WRITTEN]
     for row in shown:
         assert any(row[0] == one[0] and set(row) <= set(one) for one in written), row
@@ -44,6 +46,15 @@ def test_numbers_said_of_a_method_stand_in_its_rows():
             assert said <= numbers(rows), (bullet, said - numbers(rows))
             checked += len(said)
     assert checked
+
+
+def test_numbers_said_of_a_sentence_stand_in_its_file():
+    """In REPORT.md, of every section whose title begins with the name of a sentence of the class."""
+    sections = re.findall(r"^### (\S+): (.*?)(?=^##|\Z)", TEXTS["REPORT.md"], re.MULTILINE | re.DOTALL)
+    files = {name: ROOT / "figures" / "sentences" / f"{name}.md" for name, _ in sections}
+    assert sections and files.keys() <= {one.name for one in SENTENCES}
+    for name, text in sections:
+        assert numbers(text) and numbers(text) <= numbers(files[name].read_text(encoding="utf-8")), name
 
 
 def test_what_is_said_of_single_points_of_tuning():
