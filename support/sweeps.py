@@ -21,23 +21,26 @@ LABELS = {
     "small": (f"share of weights below {SMALL:g}", 1, "linear"),
     "loss/train": ("training cost in nats", 1, "log"),
     "epochs to cost": (f"epochs to a training cost of {COST:g}", 1, "log"),
-    "diverged": ("share of runs diverged", 1, "linear"),
+    "never": (f"share of runs that never come to {COST:g}", 1, "linear"),
     "6 and 9": ("confusions of 6 and 9", 1, "linear"),
     "effect": ("change of the test error in points", 100, "linear"),
 }
-X_LABELS = {"images": "training images", "seconds": "seconds of training"}
+X_LABELS = {
+    "images": "training images", "seconds": "seconds of training", "lr": "learning rate", "batch_size": "batch size",
+    "rotate": "rotation of up to so many degrees, either way",
+}  # fmt: skip
 
 
 def derived(rows: Sequence[dict]) -> list[dict]:
-    """`rows` with the columns that follow from others: ratio, diverged, and 6 and 9."""
+    """`rows` with the columns that follow from others: ratio, never, and 6 and 9."""
     base = series(rows, statistics.BASELINE, "error/test")
     found = []
     for row in rows:
         row = dict(row)
         if (reference := base.get(row["value"], {}).get(row["fold"])) and "error/test" in row:
             row["ratio"] = row["error/test"] / reference
-        if "status" in row:
-            row["diverged"] = int(row["status"] == "diverged")
+        if "epochs to cost" in row:
+            row["never"] = int(row["epochs to cost"] in (None, ""))
         if row.get("6 as 9") not in (None, ""):
             row["6 and 9"] = row["6 as 9"] + row["9 as 6"]
         found.append(row)
@@ -71,13 +74,14 @@ def draw(one, rows: Sequence[dict], colour: dict[str, str]):
                 axis.set_xticks(range(len(at)), at, rotation=20, ha="right", fontsize=8)
         if one.log and places:
             figures.plain_ticks(axis.xaxis, sorted(places) if len(places) < 10 else ())
+            axis.tick_params("x", labelsize=8)  # seven of them side by side
         axis.set_yscale(scale if positive else "linear")
         if axis.get_yscale() == "log":
             figures.plain_ticks(axis.yaxis)
         axis.set_ylabel(text)
-        swept = ", ".join(dict.fromkeys(sweep.axis.replace("_", " ") for sweep in one.sweeps))
+        names = [one.x] if one.x != "value" else dict.fromkeys(sweep.axis for sweep in one.sweeps)
         leftmost = "; leftmost: 0" if one.log and any(row["value"] == 0 for row in rows) and one.x == "value" else ""
-        axis.set_xlabel(X_LABELS.get(one.x, swept + leftmost))
+        axis.set_xlabel(", ".join(X_LABELS.get(name, name) for name in names) + leftmost)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
     return figure

@@ -88,7 +88,7 @@ def test_a_diverged_run_has_no_weights(digits, tmp_path):
     found = network(replace(digits, optimizer="sgd", lr=1e9), tmp_path / "a")
     assert found["status"] == "diverged" and found["rms"] is None and found["6 as 9"] is None
     row = {"method": "none", "value": 1, "fold": 3} | found
-    assert sweeps.derived([row])[0]["diverged"] == 1 and "6 and 9" not in sweeps.derived([row])[0]
+    assert sweeps.derived([row])[0]["never"] == 1 and "6 and 9" not in sweeps.derived([row])[0]
 
 
 # --- several networks, and scikit-learn's
