@@ -26,18 +26,18 @@ from data import COMPARISON_FOLDS, TUNING_FOLDS
 from planned import (
     BASE,
     ONE_LOOK,
-    dataset_of,
     experiment,
     folder_of_choice,
     other_settings,
     plan,
+    prepared,
     run_all,
     study_folder,
 )
 from support import report, statistics, workers
 from support.folder import RunError
-from support.shell import between, errors_in_one_line, flag, parse, wrong_arguments
-from train import SETTINGS, SPACE, Config, command, resolve, warn
+from support.shell import between, errors_in_one_line, flag, given_flags, parse, refuse_given, wrong_arguments
+from train import SETTINGS, SPACE, Config, command
 
 # --- the methods -----------------------------------------------------------------------------------------------------
 
@@ -138,8 +138,7 @@ def chosen_folds(text: str) -> list[int]:
 
 def refuse_what_is_ignored(options: CompareOptions, argv: Sequence[str]) -> None:
     """Ends the program if one of the arguments, even with the value of its default, would change nothing."""
-    given = [word.split("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
-    if options.report and len(given) > 1:
+    if options.report and len(given_flags(argv)) > 1:
         wrong_arguments("--report: rebuilds what is published as it is; drop the other arguments")
     methods = {*NUISANCES, *(name for settings in METHODS.values() for name in settings)}
     refused = {flag(name): "every method sets its own; drop it, or change METHODS in compare.py" for name in methods}
@@ -147,9 +146,7 @@ def refuse_what_is_ignored(options: CompareOptions, argv: Sequence[str]) -> None
     if options.tune:
         own = f"--tune runs on the folds {TUNING_FOLDS} and looks at the end only; drop one of the two"
         refused |= dict.fromkeys(("--folds", *map(flag, ONE_LOOK)), own)
-    for name in given:
-        if name in refused:
-            wrong_arguments(f"{name}: {refused[name]}")
+    refuse_given(argv, refused)
 
 
 # --- tuning ----------------------------------------------------------------------------------------------------------
@@ -397,9 +394,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("\n".join(report.write_report(PUBLISHED, list(METHODS), PARTS)))
             print("\n".join(["", *report.write_tuning(TUNED_FILE.parent, list(METHODS))]))
             return
-        dataset = dataset_of(options.config)
-        warn(dataset)
-        options = replace(options, config=resolve(options.config, dataset))
+        options = prepared(options)
         if options.tune:
             folder = tune(options)
             print("\n".join(report.write_tuning(folder, list(METHODS))))

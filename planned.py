@@ -26,7 +26,18 @@ from support import report, workers
 from support.folder import RunError, read_rows, write_json
 from support.shell import as_text
 from support.verdicts import SMALL
-from train import Config, build_model, differences, machine, predict, random_streams, train, trained_model
+from train import (
+    Config,
+    build_model,
+    differences,
+    machine,
+    predict,
+    random_streams,
+    resolve,
+    train,
+    trained_model,
+    warn,
+)
 
 # --- plans -----------------------------------------------------------------------------------------------------------
 
@@ -37,6 +48,13 @@ MACHINE = ("data", "data_dir", "device", "threads")  # where and on which data, 
 
 def dataset_of(config: Config) -> data.Dataset:
     return data.load(config.data, config.data_dir)
+
+
+def prepared(options):
+    """The `options` of a script with the data set and the device that are really used; warns if that is no MNIST."""
+    dataset = dataset_of(options.config)
+    warn(dataset)
+    return replace(options, config=resolve(options.config, dataset))
 
 
 def experiment(config: Config) -> dict:

@@ -23,13 +23,13 @@ import compare
 import data
 from compare import AVERAGED, METHODS, NUISANCES, tuned_settings
 from data import COMPARISON_FOLDS
-from planned import BASE, dataset_of, folder_of_choice, other_settings, plan, run_all, study_folder
+from planned import BASE, dataset_of, folder_of_choice, other_settings, plan, prepared, run_all, study_folder
 from support import report, statistics, workers
 from support.folder import RunError
-from support.shell import between, errors_in_one_line, flag, parse, wrong_arguments
+from support.shell import between, errors_in_one_line, flag, given_flags, parse, refuse_given, wrong_arguments
 from support.sweeps import write_report
 from support.verdicts import COST
-from train import SETTINGS, SPACE, Config, resolve, warn
+from train import SETTINGS, SPACE, Config
 
 # --- the sentences ---------------------------------------------------------------------------------------------------
 
@@ -163,8 +163,7 @@ def chosen(text: str) -> list[Sentence]:
 
 def refuse_what_is_ignored(options: SentencesOptions, argv: Sequence[str]) -> None:
     """Ends the program if one of the arguments, even with the value of its default, would change nothing."""
-    given = [word.split("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
-    if options.report and (len(given) > 1 or options.sentence):
+    if options.report and (len(given_flags(argv)) > 1 or options.sentence):
         wrong_arguments("--report: rebuilds what is published as it is; drop the other arguments")
     refused = dict.fromkeys(("--fold", "--seed"), "the folds are those of the table, each with its number as seed")
     for one in chosen(options.sentence):
@@ -172,9 +171,7 @@ def refuse_what_is_ignored(options: SentencesOptions, argv: Sequence[str]) -> No
             tuned = [*NUISANCES, *METHODS[sweep.tuned]] if sweep.tuned else []
             own = f"sentence {one.name} sets its own; drop it, or change SENTENCES in sentences.py"
             refused |= dict.fromkeys(map(flag, [sweep.axis, *sweep.settings, *tuned]), own)
-    for name in given:
-        if name in refused:
-            wrong_arguments(f"{name}: {refused[name]}")
+    refuse_given(argv, refused)
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -182,11 +179,10 @@ def refuse_what_is_ignored(options: SentencesOptions, argv: Sequence[str]) -> No
 OF_A_RUN = ("networks", "masks")  # axes along which one run serves all values
 
 
-def config_of(one: Sentence, sweep: Sweep, value: object, fold: int, options: SentencesOptions) -> Config:
-    """The settings of the run of `sweep` at `value`."""
-    settings = (tuned_settings([sweep.tuned])[sweep.tuned] if sweep.tuned else {}) | sweep.settings
-    settings |= {} if sweep.axis in OF_A_RUN else {sweep.axis: value}
-    config = replace(options.config, fold=fold, seed=fold, **settings)
+def config_of(one: Sentence, sweep: Sweep, value: object, fold: int, base: Config) -> Config:
+    """The settings of the run of `sweep` at `value`; `base` are those of all its runs."""
+    settings = {} if sweep.axis in OF_A_RUN else {sweep.axis: value}
+    config = replace(base, fold=fold, seed=fold, **settings)
     if one.epochs and config.epochs == BASE.epochs:
         return replace(config, epochs=one.epochs)
     return replace(config, epochs=epochs_of(config)) if one.same_updates else config
@@ -208,9 +204,11 @@ def rows_of(one: Sentence, options: SentencesOptions) -> list[dict]:
     planned = []
     for sweep in one.sweeps:
         kind = {sweep.axis: list(sweep.values)} if sweep.axis in OF_A_RUN else {}
+        tuned = tuned_settings([sweep.tuned])[sweep.tuned] if sweep.tuned else {}
+        base = replace(options.config, **(tuned | sweep.settings))
         for fold in COMPARISON_FOLDS[: min(sweep.folds, options.folds)]:
             for value in sweep.values:
-                planned.append((sweep, value, fold, plan(config_of(one, sweep, value, fold, options), **kind)))
+                planned.append((sweep, value, fold, plan(config_of(one, sweep, value, fold, base), **kind)))
     planned.sort(key=lambda each: each[2])  # fold after fold
     rows = []
     for (sweep, value, fold, _), over in zip(planned, run_all([each[3] for each in planned], options), strict=True):
@@ -288,9 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_rows(PUBLISHED, [one for one in SENTENCES if not one.sweeps], options)
             print("\n".join(write_report(PUBLISHED, SENTENCES, list(METHODS))))
             return
-        dataset = dataset_of(options.config)
-        warn(dataset)
-        options = replace(options, config=resolve(options.config, dataset))
+        options = prepared(options)
         folder = results_folder(options)
         write_rows(folder, chosen(options.sentence), options)
         print("\n".join(write_report(folder, SENTENCES, list(METHODS))))

@@ -216,7 +216,7 @@ def draw_tuning(tuned: Sequence[dict], methods: Sequence[str], colour: dict):
         method: [
             100 * row["val_error_fold_0"]
             for row in trials
-            if row.get("origin", "design") == "design" and row["val_error_fold_0"] != ""
+            if row["origin"] == "design" and row["val_error_fold_0"] != ""
         ]
         for method, trials in by_method(tuned).items()
     }

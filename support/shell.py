@@ -37,6 +37,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def given_flags(argv: Sequence[str]) -> list[str]:
+    """The options named in `argv`, as `flag` spells them."""
+    return [word.split("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
+
+
 def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
@@ -80,6 +85,13 @@ def wrong_arguments(message: str) -> typing.NoReturn:
     """Ends the program with one line and exit code 2."""
     print(f"error: {message} (--help lists the settings)", file=sys.stderr)
     sys.exit(2)
+
+
+def refuse_given(argv: Sequence[str], refused: dict[str, str]) -> None:
+    """Ends the program if an option in `argv`, even with the value of its default, is `refused`, by flag and reason."""
+    for name in given_flags(argv):
+        if name in refused:
+            wrong_arguments(f"{name}: {refused[name]}")
 
 
 def complaint(event: _errors.ParseErrorEvent, options: type) -> str:

@@ -124,7 +124,7 @@ def test_updates_are_the_same_whatever_the_fraction_and_the_batch_size(name):
         for sweep in table[name].sweeps:
             for value in sweep.values:
                 sweep = sweep._replace(tuned="")
-                config = sentences.config_of(table[name], sweep, value, 3, SentencesOptions())
+                config = sentences.config_of(table[name], sweep, value, 3, SentencesOptions().config)
                 updates = config.epochs * math.ceil(config.fraction * 60_000 / config.batch_size - 1e-9)
                 assert abs(updates / 10_000 - 1) <= 0.051, (value, config.epochs)
                 assert getattr(config, sweep.axis) == value
@@ -133,9 +133,9 @@ def test_updates_are_the_same_whatever_the_fraction_and_the_batch_size(name):
 def test_epochs_of_the_table_give_way_to_the_command_line(tmp_path):
     one = next(one for one in SENTENCES if one.name == "normalisation")
     sweep = one.sweeps[0]
-    assert sentences.config_of(one, sweep, 0.1, 3, SentencesOptions()).epochs == 300
+    assert sentences.config_of(one, sweep, 0.1, 3, SentencesOptions().config).epochs == 300
     quick = SentencesOptions(config=replace(planned.BASE, epochs=5))
-    assert sentences.config_of(one, sweep, 0.1, 3, quick).epochs == 5
+    assert sentences.config_of(one, sweep, 0.1, 3, quick.config).epochs == 5
     quick, whole = (replace(options, studies_dir=str(tmp_path)) for options in (quick, SentencesOptions()))
     assert sentences.results_folder(quick) != sentences.results_folder(whole)
 
