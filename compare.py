@@ -76,8 +76,12 @@ PARTS = {
     "batch norm + geometric": ("batch norm", "geometric"),
     "everything": ("batch norm", "L2", "noise", "geometric", "elastic", "batch norm + L2", "batch norm + geometric"),
 }
-# Where an optimum lay at a border of SPACE (an L2 of 0.058, of at most 0.1), and the method was tuned over a wider one.
-WIDER = {"batch norm + L2": {"lr": (1e-4, 3e-2, True), "l2": (1e-5, 1.0, True)}}
+# Tuned over a wider range than SPACE: where an optimum lay at a border (an L2 of 0.058, of at most 0.1), and where the
+# weakest L2 was not weak, since Adam's steps are as long however small a gradient is, down to its eps of 1e-8.
+WIDER = {
+    "batch norm + L2": {"lr": (1e-4, 3e-2, True), "l2": (1e-5, 1.0, True)},
+    "layer norm + L2": {"l2": (1e-11, 1e-1, True)},
+}
 # "Everything" is its parts as tuned, weakened: between which shares of each one's own optimum, and on which scale.
 WEAKENED = dict.fromkeys((*GEOMETRY, "elastic"), (0.3, 1.1, False)) | dict.fromkeys(("l2", "noise"), (0.1, 1.0, True))
 # Strengths that rise and fall together, on one axis of a method's design.
