@@ -23,7 +23,17 @@ import compare
 import data
 from compare import AVERAGED, METHODS, NUISANCES, tuned_settings
 from data import COMPARISON_FOLDS
-from planned import BASE, dataset_of, folder_of_choice, other_settings, plan, prepared, run_all, study_folder
+from planned import (
+    BASE,
+    ONE_LOOK,
+    dataset_of,
+    folder_of_choice,
+    other_settings,
+    plan,
+    prepared,
+    run_all,
+    study_folder,
+)
 from support import report, statistics, workers
 from support.folder import RunError
 from support.shell import between, errors_in_one_line, flag, given_flags, parse, refuse_given, wrong_arguments
@@ -77,7 +87,7 @@ FEW, MANY = (0.005, 0.01, 0.05), (0.2, 0.5, 0.9)
 ON_FRACTIONS = ("baseline", "L2", "dropout", "batch norm", "geometric", "elastic")
 PENALTIES = {"L1": "l1", "L2": "l2", "weight decay": "weight_decay"}
 STRENGTHS = {method: (0.0, *geometric(*SPACE[name][:2], 8)) for method, name in PENALTIES.items()}
-AT_DEFAULT = {"lr": 1e-3, "schedule": "constant"}
+AT_DEFAULT = {"lr": 1e-3, "schedule": "constant"} | ONE_LOOK
 
 SENTENCES = (
     Sentence(
@@ -92,7 +102,7 @@ SENTENCES = (
         "lambda",
         "The stronger the penalty, the nearer the weights are to 0.",
         [
-            *(Sweep(method, name, STRENGTHS[method], {}, method) for method, name in PENALTIES.items()),
+            *(Sweep(method, name, STRENGTHS[method], ONE_LOOK, method) for method, name in PENALTIES.items()),
             *(Sweep(f"{method}, lr 0.001", name, STRENGTHS[method], AT_DEFAULT) for method, name in PENALTIES.items()),
         ],
         ("rms", "small", "loss/train", "error/test"),
