@@ -95,7 +95,6 @@ AVERAGED = dict.fromkeys(("baseline", "dropout", "everything"), (1, NETWORKS))
 AVERAGED["baseline"] = (1, 2, 3, NETWORKS, 10)  # which sentences.py needs as well
 PUBLISHED = Path(__file__).parent / "figures" / "compare"
 TUNED_FILE = PUBLISHED.parent / "tuning" / "tuned.csv"  # what --tune has found so far, and what is compared
-BORDER = 0.05  # of a range, on its own scale: an optimum that near to an end is named
 NUISANCES = ("lr", "schedule")  # tuned for every method, and part of none
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -227,7 +226,10 @@ def tune(options: CompareOptions) -> Path:
                 tried.append({"method": method, "trial": trial, "origin": origin, "settings": settings})
         halve(tried, options)
         for row in tried:
-            row["border"] = borders(row["settings"], ranges(row["method"], optima)) if row["chosen"] else ""
+            space = ranges(row["method"], optima) if row["chosen"] else {}
+            row["border"] = " ".join(
+                name for name in space if statistics.at_border(row["settings"][name], *space[name])
+            )
             row["command"] = settings_text(replace(options.config, **row["settings"]))
         rows += tried
         report.write_tuned(folder / "tuned.csv", rows, [*NUISANCES, *SPACE], TUNING_FOLDS)
@@ -281,16 +283,6 @@ def published_errors(options: CompareOptions) -> dict[tuple, float]:
         for fold in TUNING_FOLDS
         if row["method"] in METHODS and row[f"val_error_fold_{fold}"] != ""
     }
-
-
-def borders(settings: dict, space: dict[str, tuple[float, float, bool]]) -> str:
-    """The names of the `settings` that lie within BORDER of an end of their range, on the range's own scale."""
-    found = []
-    for name, (low, high, log) in space.items():
-        low, value, high = (np.log(x) if log else x for x in (low, settings[name], high))
-        if not BORDER <= (value - low) / (high - low) <= 1 - BORDER:
-            found.append(name)
-    return " ".join(found)
 
 
 def tuned_settings(methods: Sequence[str]) -> dict[str, dict]:

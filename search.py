@@ -252,15 +252,13 @@ def confirmation_label(payload: dict) -> str:
 
 
 def at_border(trial: FrozenTrial) -> list[str]:
-    """The parameters of `trial` that lie within 2 % of an end of their range, on the range's own scale."""
-    found = []
-    for name, distribution in trial.distributions.items():
-        if isinstance(distribution, optuna.distributions.FloatDistribution):
-            scale = np.log if distribution.log else float
-            low, value, high = scale(distribution.low), scale(trial.params[name]), scale(distribution.high)
-            if not 0.02 <= (value - low) / (high - low) <= 0.98:
-                found.append(f"{name} {trial.params[name]:.3g}, in {distribution.low:g} to {distribution.high:g}")
-    return found
+    """The parameters of `trial` that lie near an end of their range."""
+    return [
+        f"{name} {trial.params[name]:.3g}, in {one.low:g} to {one.high:g}"
+        for name, one in trial.distributions.items()
+        if isinstance(one, optuna.distributions.FloatDistribution)
+        and statistics.at_border(trial.params[name], one.low, one.high, one.log)
+    ]
 
 
 def report_lines(study: optuna.Study, options: SearchOptions, table: Callable) -> list[str]:

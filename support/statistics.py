@@ -15,6 +15,7 @@ from scipy import stats
 BASELINE = "baseline"
 WITHOUT = " - "  # "everything - noise" is "everything" without its part "noise": a row of the second table only
 MARGIN = 0.0025  # differences smaller than that are as good as none
+BORDER = 0.05  # of a range, on its own scale: what lies that near to an end may be better beyond it
 LEAST_PAIRS = 6  # with fewer no two-sided signed-rank test can reach 5 %, so no p is shown
 
 
@@ -179,6 +180,12 @@ def expected_best(errors: Sequence[float]) -> list[float]:
         sum(math.comb(n - i, k - 1) * error for i, error in enumerate(sorted(errors), start=1)) / math.comb(n, k)
         for k in range(1, n + 1)
     ]
+
+
+def at_border(value: float, low: float, high: float, log: bool) -> bool:
+    """Whether `value` lies within BORDER of an end of the range from `low` to `high`, on its own scale."""
+    low, value, high = (math.log(x) if log else x for x in (low, value, high))
+    return not BORDER <= (value - low) / (high - low) <= 1 - BORDER
 
 
 # --- as text ---------------------------------------------------------------------------------------------------------

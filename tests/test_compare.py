@@ -179,13 +179,6 @@ def test_methods_try_the_optimum_of_what_they_add_to(method):
         assert compare.depth(part) < compare.depth(method)
 
 
-def test_optima_at_borders_are_named():
-    space = {"lr": (1e-4, 1e-2, True), "dropout": (0.0, 1.0, False)}
-    assert compare.borders({"lr": 1e-3, "dropout": 0.06}, space) == ""
-    assert compare.borders({"lr": 1.2e-4, "dropout": 0.5}, space) == "lr"
-    assert compare.borders({"lr": 8.1e-3, "dropout": 0.04}, space) == "lr dropout", "of the logarithm of the range"
-
-
 # --- tuning
 
 
@@ -193,7 +186,7 @@ def test_tuning(inline, made_up, tmp_path, capsys):
     rows = report.read_csv(run(tmp_path, "--tune") / "tuned.csv")
     out = capsys.readouterr().out
     columns = [f"val_error_fold_{fold}" for fold in (0, 1, 2)]
-    groups = statistics.by_method(rows)
+    groups, optima, at_borders = statistics.by_method(rows), {}, []
     assert set(groups) == set(TUNED)
     for method, group in groups.items():
         errors = [[row[column] for column in columns if row[column] != ""] for row in group]
@@ -210,8 +203,12 @@ def test_tuning(inline, made_up, tmp_path, capsys):
         assert len(errors[chosen]) == 3
         assert np.mean(errors[chosen]) == min(np.mean(one) for one in errors if len(one) == 3)
         assert re.search(rf"^{re.escape(method)} +{100 * np.mean(errors[chosen]):.2f} ", out, re.MULTILINE)
-        if group[chosen]["border"]:
-            assert group[chosen]["border"] in out and "WARNING: a setting was chosen at a border" in out
+        optima[method] = {name: value for name, value in group[chosen].items() if value != ""}
+        space = compare.ranges(method, optima)
+        near = [name for name in space if statistics.at_border(optima[method][name], *space[name])]
+        assert group[chosen]["border"].split() == near
+        at_borders += near
+    assert at_borders and "WARNING: a setting was chosen at a border" in out
     for method in TUNED:  # taken over from optima that were known by then
         for row in groups[method][16:]:
             (best,) = [other for other in groups[row["origin"]] if other["chosen"]]

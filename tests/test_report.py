@@ -175,6 +175,14 @@ def test_no_difference_is_no_evidence():
     assert statistics.wilcoxon([0.0, 0.0, 0.0]) == 1
 
 
+def test_optima_at_borders_are_named():
+    """Of the logarithm of the range, where that is its scale."""
+    lr, dropout = (1e-4, 1e-2, True), (0.0, 1.0, False)
+    named = [statistics.at_border(value, *lr) for value in (1.2e-4, 1e-3, 8.1e-3)]
+    named += [statistics.at_border(value, *dropout) for value in (0.04, 0.06, 0.5, 0.96)]
+    assert named == [True, False, True, True, False, False, True]
+
+
 def test_holm_by_hand():
     assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert statistics.holm([0.6, 0.5]) == [1.0, 1.0]
