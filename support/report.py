@@ -28,15 +28,14 @@ from support.statistics import (
     Estimate,
     ReportError,
     by_method,
-    holm,
     interval_over_both,
     mean_and_interval,
+    paired_differences,
     percent,
     points,
     runs_by_method,
     share_won,
-    verdict,
-    wilcoxon,
+    tested,
 )
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -237,8 +236,7 @@ def compare(pairs: Sequence[tuple[str, str]], groups: dict[str, list[dict]], mis
     found = []
     for method, reference in pairs:
         errors = [[run["error/test"] for run in groups[name]] for name in (method, reference)]
-        # rounded, so that equal differences of two fractions are equal numbers, and count as ties
-        differences = np.round(np.subtract(*errors), 12)
+        differences = paired_differences(*errors)
         images = [missed.get(name) for name in (method, reference)]
         # one bit each, without a sign
         difference = None if any(one is None for one in images) else images[0].astype(np.int8) - images[1]
@@ -246,10 +244,10 @@ def compare(pairs: Sequence[tuple[str, str]], groups: dict[str, list[dict]], mis
             {"method": method, "reference": reference, "pairs": len(differences)}
             | {"test": estimate(errors[0], images[0]), "reference test": estimate(errors[1], images[1])}
             | {"difference": estimate(differences, difference), "differences": differences}
-            | {"won": share_won(differences), "p": wilcoxon(differences)}
+            | {"won": share_won(differences)}
         )
-    for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
-        row |= {"p": p, "verdict": verdict(row.pop("differences"), p)}
+    for row, (p, word) in zip(found, tested([row.pop("differences") for row in found]), strict=True):
+        row |= {"p": p, "verdict": word}
     return found
 
 

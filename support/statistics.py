@@ -169,6 +169,17 @@ def verdict(differences: Sequence[float], p: float) -> str:
     return "equal" if small else "undecided"
 
 
+def paired_differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
+    """a - b, rounded, so that equal differences of two fractions are equal numbers, and count as ties."""
+    return np.round(np.subtract(a, b), 12)
+
+
+def tested(family: Sequence[Sequence[float]]) -> list[tuple[float, str]]:
+    """By paired differences of a `family` of tests: p of the signed-rank test, adjusted for their number; verdict."""
+    adjusted = holm([wilcoxon(differences) for differences in family])
+    return [(p, verdict(differences, p)) for differences, p in zip(family, adjusted, strict=True)]
+
+
 def expected_best(errors: Sequence[float]) -> list[float]:
     """For k = 1 to n: the mean, over all choices of k of the n `errors`, of the lowest one of the choice.
 

@@ -248,23 +248,19 @@ def judge_combination(rows: Sequence[dict]) -> Verdict:
     """A combination gains if it is better than its better part by the signed-rank test of compare's tables, adjusted
     for the number of combinations (Holm). Holds if all gain, holds not if none does, else for those that do."""
     effects = {method: series(rows, method, "effect") for method in methods_of(rows)}
-    wholes = list(effects["combination"])
 
-    def beside(other: str, whole: str) -> np.ndarray:
-        # rounded, so that equal differences are ties
-        return np.round(paired(effects["combination"][whole], effects[other][whole]), 12)
+    def beside(other: str) -> list[np.ndarray]:
+        pairs = ((found, effects[other][whole]) for whole, found in effects["combination"].items())
+        return [statistics.paired_differences([a[fold] for fold in b], list(b.values())) for a, b in pairs]
 
-    gains = [beside("better part", whole) for whole in wholes]
-    words = [
-        statistics.verdict(gain, p)
-        for gain, p in zip(gains, statistics.holm([statistics.wilcoxon(gain) for gain in gains]), strict=True)
-    ]
-    numbers = [
-        f"{whole}: {interval(100 * gain).text('+.2f')} points beside its better part ({word}), "
-        f"{interval(100 * beside('sum of both', whole)).text('+.2f')} beside the sum"
-        for whole, gain, word in zip(wholes, gains, words, strict=True)
-    ]
-    gained = [whole for whole, word in zip(wholes, words, strict=True) if word.startswith("better")]
+    gains = beside("better part")
+    gained, numbers = [], []
+    for whole, gain, extra, (_, word) in zip(
+        effects["combination"], gains, beside("sum of both"), statistics.tested(gains), strict=True
+    ):
+        gain, extra = (interval(100 * one).text("+.2f") for one in (gain, extra))
+        numbers.append(f"{whole}: {gain} points beside its better part ({word}), {extra} beside the sum")
+        gained += [whole] * word.startswith("better")
     if not gained:
         return Verdict(HOLDS_NOT, numbers)
     return Verdict(HOLDS if len(gained) == len(numbers) else with_condition(f"only {', '.join(gained)}"), numbers)
