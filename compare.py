@@ -30,14 +30,13 @@ from planned import (
     folder_of_choice,
     other_settings,
     plan,
-    prepared,
     run_all,
     study_folder,
 )
 from support import report, statistics, workers
 from support.folder import RunError
 from support.shell import between, errors_in_one_line, flag, given_flags, parse, refuse_given, wrong_arguments
-from train import SETTINGS, SPACE, Config, command
+from train import SETTINGS, SPACE, Config, command, prepared
 
 # --- the methods -----------------------------------------------------------------------------------------------------
 

@@ -33,10 +33,8 @@ from train import (
     machine,
     predict,
     random_streams,
-    resolve,
     train,
     trained_model,
-    warn,
 )
 
 # --- plans -----------------------------------------------------------------------------------------------------------
@@ -48,13 +46,6 @@ MACHINE = ("data", "data_dir", "device", "threads")  # where and on which data, 
 
 def dataset_of(config: Config) -> data.Dataset:
     return data.load(config.data, config.data_dir)
-
-
-def prepared(options):
-    """The `options` of a script with the data set and the device that are really used; warns if that is no MNIST."""
-    dataset = dataset_of(options.config)
-    warn(dataset)
-    return replace(options, config=resolve(options.config, dataset))
 
 
 def experiment(config: Config) -> dict:

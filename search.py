@@ -27,7 +27,7 @@ from support.folder import RunError
 from support.shell import as_text, between, errors_in_one_line, flag, parse, wrong_arguments
 from support.storage import Place, StudyError
 from support.workers import Failed, finished, number
-from train import SETTINGS, SPACE, Config, command, resolve, train, warn
+from train import SETTINGS, SPACE, Config, command, prepared, train
 
 GEOMETRY = ("rotate", "zoom", "shift", "shear", "elastic")
 SEARCHABLE = ("lr", "schedule", "init", "norm", "l1", "l2", "weight_decay", "dropout", "noise", "geometry")
@@ -379,9 +379,8 @@ def main(argv: list[str] | None = None) -> None:
             study = workers.load(options.place)
             options = of_study(options, study)
         else:
-            dataset = data.load(options.config.data, options.config.data_dir)
-            warn(dataset)
-            options = replace(options, config=replace(resolve(options.config, dataset), histograms=0))
+            options = prepared(options)
+            options = replace(options, config=replace(options.config, histograms=0))
             study = search(options)
         if options.confirm and ranked(study):
             confirm(study, options)

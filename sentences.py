@@ -30,7 +30,6 @@ from planned import (
     folder_of_choice,
     other_settings,
     plan,
-    prepared,
     run_all,
     study_folder,
 )
@@ -39,7 +38,7 @@ from support.folder import RunError
 from support.shell import between, errors_in_one_line, flag, given_flags, parse, refuse_given, wrong_arguments
 from support.sweeps import write_report
 from support.verdicts import COST
-from train import SETTINGS, SPACE, Config
+from train import SETTINGS, SPACE, Config, prepared
 
 # --- the sentences ---------------------------------------------------------------------------------------------------
 

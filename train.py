@@ -469,6 +469,13 @@ def announce(config: Config, dataset: data.Dataset, model: nn.Module, sizes: dic
         print(f"l2 {config.l2:g} is a Gaussian prior of deviation sigma = {sigma:.4g}")
 
 
+def prepared(options):
+    """The `options` of a script with the data set and the device that are really used; warns if that is no MNIST."""
+    dataset = data.load(options.config.data, options.config.data_dir)
+    warn(dataset)
+    return replace(options, config=resolve(options.config, dataset))
+
+
 def warn(dataset: data.Dataset) -> None:
     warn_of(dataset.warning, len(dataset.train_labels) + len(dataset.test_labels))
 
