@@ -50,6 +50,7 @@ def derived(rows: Sequence[dict]) -> list[dict]:
 def draw(one, rows: Sequence[dict], colour: dict[str, str]):
     """A panel for each column that is drawn: means and 95 % intervals over folds, a line a method."""
     figure, axes = figures.panels(len(one.drawn), 2, 4.6, 3.4)
+    counted = {row["method"]: f": number of {row['axis']}" for row in rows if one.x == "seconds"}
     for column, axis in zip(one.drawn, axes, strict=True):
         text, factor, scale = LABELS[column]
         axis.set_xscale("log" if one.log else "linear")  # here, since it takes away the names of places
@@ -69,11 +70,16 @@ def draw(one, rows: Sequence[dict], colour: dict[str, str]):
             parent, _, variant = method.partition(",")
             style = "o" if values and isinstance(next(iter(values)), str) else "o--" if variant else "o-"
             shade = colour.get(parent, "#000000" if parent == "none" else figures.PALETTE[number])
-            axis.errorbar(x, y, half, fmt=style, markersize=4, capsize=2, linewidth=1.2, color=shade, label=method)
+            name = method + counted.get(method, "")
+            axis.errorbar(x, y, half, fmt=style, markersize=4, capsize=2, linewidth=1.2, color=shade, label=name)
             if style == "o":
                 axis.set_xticks(range(len(at)), at, rotation=20, ha="right", fontsize=8)
+            if method in counted:  # the axis does not say how many; above and below in turn, as two may be one point
+                for place, (value, *point) in enumerate(zip(values, x, y, strict=True)):
+                    where = {"xytext": (-5, -12), "ha": "right"} if place % 2 else {"xytext": (5, 5)}
+                    axis.annotate(as_text(value), point, textcoords="offset points", fontsize=8, color=shade, **where)
         if one.log and places:
-            figures.plain_ticks(axis.xaxis, sorted(places) if len(places) < 10 else ())
+            figures.plain_ticks(axis.xaxis, sorted(places) if not counted and len(places) < 10 else ())
             axis.tick_params("x", labelsize=8)  # seven of them side by side
         axis.set_yscale(scale if positive else "linear")
         if axis.get_yscale() == "log":

@@ -16,7 +16,7 @@ import data
 import planned
 import sentences
 from sentences import SENTENCES, SentencesOptions
-from support import report
+from support import figures, report, sweeps
 from support.folder import read_json
 from support.shell import parse
 from support.verdicts import JUDGES
@@ -220,3 +220,15 @@ def test_the_published_tables_and_figures_follow_from_the_published_files(monkey
     monkeypatch.setattr(sentences, "PUBLISHED", tmp_path / "copy")
     sentences.main(["--report"])
     assert names_and_bytes(tmp_path / "copy") == names_and_bytes(published)
+
+
+@pytest.mark.parametrize("one", [one for one in SENTENCES if one.sweeps and one.name not in ("fraction", "lambda")], ids=lambda one: one.name)
+def test_the_names_of_ticks_do_not_hide_each_other(one):
+    path = sentences.PUBLISHED / f"{one.name}.csv"
+    with figures.reproducible_figures():
+        figure = sweeps.draw(one, sweeps.derived(report.read_csv(path)), figures.colours(list(compare.METHODS)))
+        figure.canvas.draw()
+        for axis in figure.axes:
+            boxes = [text.get_window_extent() for text in axis.get_xticklabels() if text.get_text()]
+            assert len(boxes) > 2
+            assert all(a.x1 <= b.x0 for a, b in itertools.pairwise(boxes))
