@@ -44,7 +44,7 @@ from train import SETTINGS, SPACE, Config, prepared
 
 
 class Sweep(NamedTuple):
-    """A line of a figure: `axis`, a setting of Config, over `values`, on the first `folds` of those that compare.
+    """A line of a figure: `axis`, a setting of Config, over `values`.
 
     Two axes are none of Config: "networks", of which the outputs are averaged, and "masks" of dropout (0: none, the
     network as usual), over which the outputs of one network are averaged.
@@ -55,7 +55,6 @@ class Sweep(NamedTuple):
     values: tuple
     settings: dict  # what differs from the defaults of Config, or from what was tuned
     tuned: str = ""  # method of compare.py whose tuned settings hold
-    folds: int = 5
 
 
 class Sentence(NamedTuple):
@@ -69,8 +68,8 @@ class Sentence(NamedTuple):
     same_updates: bool = False  # as many as with the default fraction and batch size, as nearly as whole epochs allow
 
 
-def as_tuned(methods: Sequence[str], axis: str, values: tuple, folds: int = 5) -> list[Sweep]:
-    return [Sweep(method, axis, values, {}, method, folds) for method in methods]
+def as_tuned(methods: Sequence[str], axis: str, values: tuple) -> list[Sweep]:
+    return [Sweep(method, axis, values, {}, method) for method in methods]
 
 
 def normalised(axis: str, values: tuple, **more) -> list[Sweep]:
@@ -82,8 +81,6 @@ def geometric(low: float, high: float, steps: int) -> tuple[float, ...]:
     return tuple(float(f"{value:.3g}") for value in np.geomspace(low, high, steps))
 
 
-FEW, MANY = (0.005, 0.01, 0.05), (0.2, 0.5, 0.9)
-ON_FRACTIONS = ("baseline", "L2", "dropout", "batch norm", "geometric", "elastic")
 PENALTIES = {"L1": "l1", "L2": "l2", "weight decay": "weight_decay"}
 STRENGTHS = {method: (0.0, *geometric(*SPACE[name][:2], 8)) for method, name in PENALTIES.items()}
 AT_DEFAULT = {"lr": 1e-3, "schedule": "constant"} | ONE_LOOK
@@ -92,7 +89,11 @@ SENTENCES = (
     Sentence(
         "fraction",
         "Regularisation shows an effect only where the training images are few, such as 5 %.",
-        [*as_tuned(ON_FRACTIONS, "fraction", FEW), *as_tuned(ON_FRACTIONS, "fraction", MANY, folds=3)],
+        as_tuned(
+            ("baseline", "L2", "dropout", "batch norm", "geometric", "elastic"),
+            "fraction",
+            (0.005, 0.01, 0.05, 0.2, 0.5, 0.9),
+        ),
         ("error/test", "ratio"),
         x="images",
         same_updates=True,
@@ -143,7 +144,6 @@ SENTENCES = (
 # --- settings --------------------------------------------------------------------------------------------------------
 
 PUBLISHED = Path(__file__).parent / "figures" / "sentences"
-MOST_FOLDS = len(COMPARISON_FOLDS)
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -152,7 +152,7 @@ class SentencesOptions:
 
     sentence: tyro.conf.Positional[str] = ""  # name or number of the only one
     config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=lambda: BASE)
-    folds: Annotated[int, between(2, MOST_FOLDS)] = MOST_FOLDS  # at most; the table may say fewer
+    folds: Annotated[int, between(2, len(COMPARISON_FOLDS))] = 5  # how many of those that compare
     report: bool = False  # train nothing: rebuild the published tables and figures from their files
     workers: Annotated[int, between(1, 1000)] = 2  # processes, with one thread each
     storage: str = field(default="", repr=False)  # URL of a database that machines share; by default a journal file
@@ -174,7 +174,9 @@ def refuse_what_is_ignored(options: SentencesOptions, argv: Sequence[str]) -> No
     """Ends the program if one of the arguments, even with the value of its default, would change nothing."""
     if options.report and (len(given_flags(argv)) > 1 or options.sentence):
         wrong_arguments("--report: rebuilds what is published as it is; drop the other arguments")
-    refused = dict.fromkeys(("--fold", "--seed"), "the folds are those of the table, each with its number as seed")
+    refused = dict.fromkeys(
+        ("--fold", "--seed"), "the folds are the first ones that compare, each with its number as seed; see --folds"
+    )
     for one in chosen(options.sentence):
         for sweep in one.sweeps:
             tuned = [*NUISANCES, *METHODS[sweep.tuned]] if sweep.tuned else []
@@ -215,7 +217,7 @@ def rows_of(one: Sentence, options: SentencesOptions) -> list[dict]:
         kind = {sweep.axis: list(sweep.values)} if sweep.axis in OF_A_RUN else {}
         tuned = tuned_settings([sweep.tuned])[sweep.tuned] if sweep.tuned else {}
         base = replace(options.config, **(tuned | sweep.settings))
-        for fold in COMPARISON_FOLDS[: min(sweep.folds, options.folds)]:
+        for fold in COMPARISON_FOLDS[: options.folds]:
             for value in sweep.values:
                 planned.append((sweep, value, fold, plan(config_of(one, sweep, value, fold, base), **kind)))
     planned.sort(key=lambda each: each[2])  # fold after fold
@@ -274,7 +276,7 @@ def combinations(path: Path) -> list[dict]:
 
 def results_folder(options: SentencesOptions) -> Path:
     """One for each choice of settings, data and folds, so that no quick look touches another's files."""
-    folds = [f"folds={options.folds}"] if options.folds != MOST_FOLDS else []
+    folds = [f"folds={options.folds}"] if options.folds != SentencesOptions.folds else []
     return folder_of_choice(Path(options.studies_dir) / "sentences", other_settings(options.config) + folds)
 
 

@@ -166,7 +166,7 @@ def test_wrong_arguments_are_one_line(inline, capfd, tmp_path):
     assert "there is no such sentence; allowed are number or name: 1 fraction" in complaint("8")
     assert "--rotate: sentence rotation sets its own" in complaint("6", "--rotate", 3)
     assert "--norm: sentence batch-size sets its own" in complaint("5", "--norm", "batch")
-    assert "--seed: the folds are those of the table" in complaint("5", "--seed", 1)
+    assert "--seed: the folds are the first ones that compare" in complaint("5", "--seed", 1)
     assert "--folds" in complaint("5", "--folds", 1)
     assert "--report: rebuilds" in refused(capfd, sentences.main, "3", "--report")[1]
     assert not inline
@@ -222,7 +222,9 @@ def test_the_published_tables_and_figures_follow_from_the_published_files(monkey
     assert names_and_bytes(tmp_path / "copy") == names_and_bytes(published)
 
 
-@pytest.mark.parametrize("one", [one for one in SENTENCES if one.sweeps and one.name not in ("fraction", "lambda")], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "one", [one for one in SENTENCES if one.sweeps and one.name not in ("fraction", "lambda")], ids=lambda one: one.name
+)
 def test_the_names_of_ticks_do_not_hide_each_other(one):
     path = sentences.PUBLISHED / f"{one.name}.csv"
     with figures.reproducible_figures():
