@@ -103,7 +103,7 @@ SENTENCES = (
         "The stronger the penalty, the nearer the weights are to 0.",
         [
             *(Sweep(method, name, STRENGTHS[method], ONE_LOOK, method) for method, name in PENALTIES.items()),
-            *(Sweep(f"{method}, lr 0.001", name, STRENGTHS[method], AT_DEFAULT) for method, name in PENALTIES.items()),
+            *(Sweep(f"{method} (lr 0.001)", name, STRENGTHS[method], AT_DEFAULT) for method, name in PENALTIES.items()),
         ],
         ("rms", "small", "loss/train", "error/test"),
     ),

@@ -67,7 +67,7 @@ def draw(one, rows: Sequence[dict], colour: dict[str, str]):
             y, half = (factor * np.array(column) for column in zip(*estimates, strict=True)) if estimates else ([], [])
             positive |= any(mean > 0 for mean in y)
             places |= set(x)
-            parent, _, variant = method.partition(",")
+            parent, _, variant = method.partition(" (")
             style = "o" if values and isinstance(next(iter(values)), str) else "o--" if variant else "o-"
             shade = colour.get(parent, "#000000" if parent == "none" else figures.PALETTE[number])
             name = method + counted.get(method, "")

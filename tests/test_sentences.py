@@ -222,9 +222,7 @@ def test_the_published_tables_and_figures_follow_from_the_published_files(monkey
     assert names_and_bytes(tmp_path / "copy") == names_and_bytes(published)
 
 
-@pytest.mark.parametrize(
-    "one", [one for one in SENTENCES if one.sweeps and one.name not in ("fraction", "lambda")], ids=lambda one: one.name
-)
+@pytest.mark.parametrize("one", [one for one in SENTENCES if one.sweeps], ids=lambda one: one.name)
 def test_the_names_of_ticks_do_not_hide_each_other(one):
     path = sentences.PUBLISHED / f"{one.name}.csv"
     with figures.reproducible_figures():
