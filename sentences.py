@@ -280,11 +280,23 @@ def results_folder(options: SentencesOptions) -> Path:
     return folder_of_choice(Path(options.studies_dir) / "sentences", other_settings(options.config) + folds)
 
 
+def compared(options: SentencesOptions) -> Path:
+    """The results of compare.py with these settings and on these data: the published ones, or else its own."""
+    if options.report or not other_settings(options.config):
+        return compare.PUBLISHED / "results.csv"
+    mine = compare.CompareOptions(options.config, studies_dir=options.studies_dir)
+    return compare.results_folder(mine) / "results.csv"
+
+
 def write_rows(folder: Path, chosen: Sequence[Sentence], options: SentencesOptions) -> None:
     """The CSV file of each sentence; none where compare.py has no results."""
     for one in chosen:
-        if rows := rows_of(one, options) if one.sweeps else combinations(compare.PUBLISHED / "results.csv"):
+        if rows := rows_of(one, options) if one.sweeps else combinations(compared(options)):
             report.write_csv(folder / f"{one.name}.csv", rows)
+        elif not options.report:
+            print(
+                f"{one.name}: left out, since {compared(options)} is missing; run python compare.py with these settings"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -204,6 +204,12 @@ def test_combinations_are_read_off_the_results_of_compare(monkeypatch, tmp_path,
     assert contents(tmp_path / "own") == first
     assert sentences.combinations(tmp_path / "nothing.csv") == []
 
+    folder = run(tmp_path / "studies", "combination")  # on other data than the published results are of
+    assert "combination: left out, since" in capsys.readouterr().out and not list(folder.iterdir())
+    place = tmp_path / "studies" / "compare" / folder.name.partition("_folds")[0]
+    shutil.copy(tmp_path / "results.csv", place)
+    assert (run(tmp_path / "studies", "combination") / "combination.csv").exists()
+
 
 def test_the_table_is_within_the_ranges_of_config():
     for one in SENTENCES:
