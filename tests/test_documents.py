@@ -51,13 +51,17 @@ def test_numbers_said_of_a_method_stand_in_its_rows():
     assert checked
 
 
-def test_numbers_said_of_a_sentence_stand_in_its_file():
+def test_numbers_and_verdict_said_of_a_sentence_stand_in_its_file():
     """In REPORT.md, of every section whose title begins with the name of a sentence of the class."""
     sections = re.findall(r"^### (\S+): (.*?)(?=^##|\Z)", TEXTS["REPORT.md"], re.MULTILINE | re.DOTALL)
     files = {name: ROOT / "figures" / "sentences" / f"{name}.md" for name, _ in sections}
-    assert sections and files.keys() <= {one.name for one in SENTENCES}
+    assert files.keys() == {one.name for one in SENTENCES}
     for name, text in sections:
-        assert numbers(text) and numbers(text) <= numbers(files[name].read_text(encoding="utf-8")), name
+        found = files[name].read_text(encoding="utf-8")
+        assert numbers(text) and numbers(text) <= numbers(found), name
+        (verdict,) = re.findall(r"\*\*(It .*?)\.\*\*", text)
+        _, judged = found.split("\n")[0].removesuffix(".").split(".** ")
+        assert judged == verdict or (":" in verdict and judged.startswith(verdict)), name
 
 
 def test_what_is_said_of_single_points_of_tuning():
