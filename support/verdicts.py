@@ -59,9 +59,10 @@ def series(rows: Sequence[dict], method: str, column: str) -> dict:
     return found
 
 
-def paired(a: dict, b: dict) -> list[float]:
+def paired(a: dict, b: dict) -> np.ndarray:
     """a - b on the folds that both have."""
-    return [a[fold] - b[fold] for fold in sorted(a.keys() & b.keys())]
+    folds = sorted(a.keys() & b.keys())
+    return statistics.paired_differences(*([one[fold] for fold in folds] for one in (a, b)))
 
 
 def methods_of(rows: Sequence[dict]) -> list[str]:
@@ -161,7 +162,7 @@ def judge_dropout(rows: Sequence[dict]) -> Verdict:
     numbers = [f"equal at k = {k:.1f} [{low:.1f}, {high:.1f}] networks of at most {counts[-1]}"]
     numbers += [f"dropout takes the time of {networks:.1f} networks"]
     for count in sorted(dropout)[1:]:
-        points = interval([100 * one for one in paired(dropout[count], dropout[0])])
+        points = interval(100 * paired(dropout[count], dropout[0]))
         numbers.append(f"mean over {count} masks beside no masks: {points.text('+.2f')} points")
     spread = series(rows, "baseline", "deviation").get(1, {})
     if spread:
@@ -231,8 +232,8 @@ def judge_rotation(rows: Sequence[dict]) -> Verdict:
     error, confused = series(rows, method, "error/test"), series(rows, method, "6 and 9")
     val = means(series(rows, method, "error/val"))
     best, none, most = min(val, key=val.get), min(val), max(val)
-    helped = interval([100 * one for one in paired(error[best], error[none])])
-    harmed = interval([100 * one for one in paired(error[most], error[best])])
+    helped = interval(100 * paired(error[best], error[none]))
+    harmed = interval(100 * paired(error[most], error[best]))
     more = interval(paired(confused[most], confused[best]))
     numbers = [f"up to {best:g} degrees beside none: {helped.text('+.2f')} points"]
     numbers += [
@@ -250,8 +251,7 @@ def judge_combination(rows: Sequence[dict]) -> Verdict:
     effects = {method: series(rows, method, "effect") for method in methods_of(rows)}
 
     def beside(other: str) -> list[np.ndarray]:
-        pairs = ((found, effects[other][whole]) for whole, found in effects["combination"].items())
-        return [statistics.paired_differences([a[fold] for fold in b], list(b.values())) for a, b in pairs]
+        return [paired(found, effects[other][whole]) for whole, found in effects["combination"].items()]
 
     gains = beside("better part")
     gained, numbers = [], []
