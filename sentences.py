@@ -291,12 +291,11 @@ def compared(options: SentencesOptions) -> Path:
 def write_rows(folder: Path, chosen: Sequence[Sentence], options: SentencesOptions) -> None:
     """The CSV file of each sentence; none where compare.py has no results."""
     for one in chosen:
-        if rows := rows_of(one, options) if one.sweeps else combinations(compared(options)):
+        results = None if one.sweeps else compared(options)
+        if rows := combinations(results) if results else rows_of(one, options):
             report.write_csv(folder / f"{one.name}.csv", rows)
         elif not options.report:
-            print(
-                f"{one.name}: left out, since {compared(options)} is missing; run python compare.py with these settings"
-            )
+            print(f"{one.name}: left out, since {results} is missing; run python compare.py with these settings")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
