@@ -18,7 +18,6 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from pydantic.dataclasses import dataclass
 from scipy import stats
 
 import data
@@ -34,9 +33,10 @@ from planned import (
     study_folder,
 )
 from support import report, statistics, workers
-from support.folder import RunError
-from support.shell import between, errors_in_one_line, flag, given_flags, parse, refuse_given, wrong_arguments
-from train import SETTINGS, SPACE, Config, command, prepared
+from support.run import RunError, command, prepared
+from support.shell import between, checked, errors_in_one_line, flag, given_flags, parse, refuse_given, wrong_arguments
+from support.space import SPACE
+from train import Config
 
 # --- the methods -----------------------------------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ NUISANCES = ("lr", "schedule")  # tuned for every method, and part of none
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, config=SETTINGS)
+@checked
 class CompareOptions:
     """Compare the methods of the table in compare.py. A setting of train.py, given here, holds for all."""
 

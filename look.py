@@ -24,7 +24,7 @@ from torch import nn
 
 import data
 from support.figures import reproducible_figures
-from support.folder import Row, RunError, read_checkpoint, read_json, read_rows
+from support.run import Row, RunError, identity_of, read_checkpoint, read_json, read_rows
 from support.shell import errors_in_one_line, one_line, parse, replacing
 from train import EVALUATION_BATCH, Config, best, build_model, read_config
 
@@ -71,7 +71,7 @@ def read_runs(folders: Sequence[str], last: bool) -> tuple[list[Run], data.Datas
     if not paths:
         raise RunError("no run is given; name finished runs before all options, such as: python look.py runs/baseline")
     configs = [read_config(path) for path in paths]
-    digests = [read_json(path / "config.json", dict).get("data_sha256") for path in paths]
+    digests = [read_json(path / "config.json").get("data_sha256") for path in paths]
     for path, digest in zip(paths, digests, strict=True):
         if not (path / "result.json").exists():
             raise RunError(f"{path}: is not over; wait for it, or go on with it: python train.py --resume {path}")
@@ -94,7 +94,7 @@ def read_runs(folders: Sequence[str], last: bool) -> tuple[list[Run], data.Datas
 def read_model(folder: Path, config: Config, dataset: data.Dataset, last: bool) -> tuple[nn.Module, int]:
     """The network of the run in `folder`, and after which epoch."""
     path, model = folder / ("last.pt" if last else "best.pt"), build_model(config, dataset).eval()
-    checkpoint = read_checkpoint(path, {"model": model.state_dict()})
+    checkpoint = read_checkpoint(path, identity_of(config, dataset, model))
     model.load_state_dict(checkpoint["model"])
     if not all(values.isfinite().all() for values in model.state_dict().values()):
         raise RunError(f"{path}: the weights became infinite or NaN; look at the best ones, without --last")

@@ -23,14 +23,12 @@ import observe
 from model import Dropout, entropy
 from regularizers import penalized_weights
 from support import report, workers
-from support.folder import RunError, read_rows, write_json
+from support.run import RunError, differences, machine, read_rows, write_json
 from support.shell import as_text
 from support.verdicts import SMALL
 from train import (
     Config,
     build_model,
-    differences,
-    machine,
     predict,
     random_streams,
     train,

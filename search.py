@@ -18,16 +18,16 @@ import optuna
 import tyro
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from pydantic import TypeAdapter
-from pydantic.dataclasses import dataclass
 
 import data
 from data import COMPARISON_FOLDS, TUNING_FOLDS
 from support import figures, report, statistics, workers
-from support.folder import RunError
-from support.shell import as_text, between, errors_in_one_line, flag, parse, wrong_arguments
+from support.run import RunError, command, prepared
+from support.shell import as_text, between, checked, errors_in_one_line, flag, parse, wrong_arguments
+from support.space import SPACE
 from support.storage import Place, StudyError
 from support.workers import Failed, finished, number
-from train import SETTINGS, SPACE, Config, command, prepared, train
+from train import Config, train
 
 GEOMETRY = ("rotate", "zoom", "shift", "shear", "elastic")
 SEARCHABLE = ("lr", "schedule", "init", "norm", "l1", "l2", "weight_decay", "dropout", "noise", "geometry")
@@ -35,7 +35,7 @@ SEARCHABLE = ("lr", "schedule", "init", "norm", "l1", "l2", "weight_decay", "dro
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, config=SETTINGS)
+@checked
 class SearchOptions:
     """Search the settings that --search names; all others are what is given, or their defaults."""
 

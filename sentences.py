@@ -17,7 +17,6 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import tyro
-from pydantic.dataclasses import dataclass
 
 import compare
 import data
@@ -34,11 +33,12 @@ from planned import (
     study_folder,
 )
 from support import report, statistics, workers
-from support.folder import RunError
-from support.shell import between, errors_in_one_line, flag, given_flags, parse, refuse_given, wrong_arguments
+from support.run import RunError, prepared
+from support.shell import between, checked, errors_in_one_line, flag, given_flags, parse, refuse_given, wrong_arguments
+from support.space import SPACE
 from support.sweeps import write_report
 from support.verdicts import COST
-from train import SETTINGS, SPACE, Config, prepared
+from train import Config
 
 # --- the sentences ---------------------------------------------------------------------------------------------------
 
@@ -146,7 +146,7 @@ SENTENCES = (
 PUBLISHED = Path(__file__).parent / "figures" / "sentences"
 
 
-@dataclass(frozen=True, config=SETTINGS)
+@checked
 class SentencesOptions:
     """Test the sentences of the table in sentences.py. A setting of train.py, given here, holds for all."""
 

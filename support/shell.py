@@ -1,58 +1,61 @@
 """What a script needs around an experiment: arguments, errors in one line, Ctrl-C, files never half-written."""
 
 import contextlib
-import difflib
+import functools
 import os
-import re
-import shlex
 import signal
 import sys
 import threading
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
+import pydantic
 import tyro
-from pydantic import AfterValidator, ValidationError
-from tyro import _errors  # tyro's structured account of what is wrong; private, hence the exact pin
 
 TRACEBACK = "SHOW_TRACEBACK"  # the environment variable that lets an error show where it came from
-TEMPORARY = ".tmp"  # how the names of half-written files end
+LONG_DASHES = "\u2013", "\u2014"  # what PDF files make of two short ones
+STOP = threading.Event()  # for the threads of a worker, which no signal reaches: set when they are to save and stop
 
-# --- settings --------------------------------------------------------------------------------------------------------
+# --- settings and arguments ------------------------------------------------------------------------------------------
 
 
-def between(low: float, high: float) -> AfterValidator:
+def checked(cls: type) -> type:
+    """A frozen dataclass that checks its types, choices and ranges; what is wrong is a ValueError of one line."""
+    made = pydantic.dataclasses.dataclass(frozen=True, config={"strict": True, "extra": "forbid"})(cls)
+    init = made.__init__
+
+    @functools.wraps(init)
+    def say_in_one_line(self, *values, **named):
+        try:
+            init(self, *values, **named)
+        except pydantic.ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            reason = one_line(fault["ctx"]["error"] if fault["type"] == "value_error" else fault["msg"])
+            name = f"{flag(str(fault['loc'][0]))} {one_line(fault['input'])[:100]}: " if fault["loc"] else ""
+            raise ValueError(name + reason) from None
+
+    made.__init__ = say_in_one_line
+    return made
+
+
+def between(low: float, high: float) -> pydantic.AfterValidator:
     """The range of a setting, on the setting's own line, both ends allowed: `lr: Annotated[float, between(0, 1)]`."""
 
-    def check(value):
+    def check_range(value):
         if not low <= value <= high:  # true for NaN as well
             raise ValueError(f"allowed is {low:.10g} to {high:.10g}; give a value in that range")
         return value
 
-    return AfterValidator(check)
+    return pydantic.AfterValidator(check_range)
+
+
+Folder = Annotated[str, pydantic.AfterValidator(os.path.expanduser)]  # a shell leaves the ~ of --out=~/x as it is
 
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def given_flags(argv: Sequence[str]) -> list[str]:
-    """The options named in `argv`, as `flag` spells them."""
-    return [word.split("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
-
-
-def one_line(text: object) -> str:
-    return " ".join(str(text).split())
-
-
-def invalid(error: ValidationError) -> str:
-    """The first thing that is wrong with a dataclass's fields, in one line."""
-    fault = error.errors(include_url=False)[0]
-    reason = one_line(fault["ctx"]["error"] if fault["type"] == "value_error" else fault["msg"])
-    if not fault["loc"]:  # two fields do not go together, says the dataclass's own __post_init__
-        return reason
-    return f"{flag(str(fault['loc'][0]))} {one_line(fault['input'])[:100]}: {reason[:1].lower()}{reason[1:]}"
 
 
 def as_text(value: object) -> str:
@@ -60,25 +63,26 @@ def as_text(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value).removesuffix(".0")
 
 
-def command_line(script: str, settings: dict[str, object]) -> str:
-    """The line for a shell that runs `script` with `settings`."""
-    words = ["python", script]
-    for name, value in settings.items():
-        words += [flag(name), as_text(value) if isinstance(value, tuple) else shlex.quote(as_text(value))]
-    return " ".join(words)
+def one_line(text: object) -> str:
+    return " ".join(str(text).split())
 
 
-# --- arguments -------------------------------------------------------------------------------------------------------
+def given_flags(argv: Sequence[str]) -> list[str]:
+    """The options named in `argv`, as `flag` spells them."""
+    return [word.split("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
 
 
 def parse(options: type, argv: Sequence[str] | None = None):
-    """An instance of the dataclass `options` from the command line; a wrong argument is one line and exit code 2."""
-
-    def refuse(event: _errors.ParseErrorEvent) -> None:
-        wrong_arguments(complaint(event, options))
-
-    with _errors.on_parse_error(refuse):
-        return tyro.cli(options, args=argv)
+    """An instance of the dataclass `options` from the command line; tyro says what is wrong, with exit code 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for before, word in zip(["", *words], words, strict=False):  # three mistakes of which tyro cannot say what to write
+        if word[:1] in LONG_DASHES:
+            wrong_arguments(f"{word}: begins with a long dash; write --{word.lstrip(''.join(LONG_DASHES))}")
+        if before == "--hidden" and "," in word:
+            wrong_arguments(f"--hidden {word}: write --hidden {' '.join(word.replace(',', ' ').split())}")
+        if word.startswith("--") and given_flags(words).count(given_flags([word])[0]) > 1:
+            wrong_arguments(f"{word}: given twice; keep one of them (several values go behind one)")
+    return tyro.cli(options, args=words)
 
 
 def wrong_arguments(message: str) -> typing.NoReturn:
@@ -92,39 +96,6 @@ def refuse_given(argv: Sequence[str], refused: dict[str, str]) -> None:
     for name in given_flags(argv):
         if name in refused:
             wrong_arguments(f"{name}: {refused[name]}")
-
-
-def complaint(event: _errors.ParseErrorEvent, options: type) -> str:
-    """What is wrong with the arguments, in one line; a value that no option has asked for may be a password."""
-    match event:
-        case _errors.UnrecognizedArgs(tokens=[token, *_]) if token.startswith("--"):
-            name = re.match(r"[\w.-]*", token)[0]
-            near = difflib.get_close_matches(name.replace("_", "-"), map(flag, field_names(options)), 1)
-            return f"{name}: there is no such option" + (f"; did you mean {near[0]}?" if near else "")
-        case _errors.UnrecognizedArgs(tokens=[token, *_]):
-            return f"{token if token.isalnum() else 'a word'}: belongs to no option"
-        case _errors.InvalidChoice(argument=argument, value=value, choices=choices):
-            return f"{flag(argument.field.extern_name)} {value}: allowed are {', '.join(choices)}"
-        case _errors.BadValue(argument=argument):
-            return f"{flag(argument.field.extern_name)}: a value is missing"
-        case _errors.InstantiationFailure(message=message, argument=argument):
-            error = sys.exception()
-            while error and not isinstance(error, ValidationError):
-                error = error.__context__
-            if error:
-                return invalid(error)
-            return f"{flag(argument.field.extern_name)}: {one_line(message)}" if argument else one_line(message)
-        case _:
-            return "these arguments do not go together"
-
-
-def field_names(options: type) -> Iterator[str]:
-    """The fields of a dataclass, and those of the dataclasses in it."""
-    for name, kind in typing.get_type_hints(options).items():
-        if hasattr(kind, "__dataclass_fields__"):
-            yield from field_names(kind)
-        else:
-            yield name
 
 
 # --- errors and Ctrl-C -----------------------------------------------------------------------------------------------
@@ -166,21 +137,23 @@ def errors_in_one_line(*expected: type[Exception]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[threading.Event]:
-    """Inside, the first Ctrl-C sets the event and cuts no update in half; a second one interrupts as usual."""
-    event = threading.Event()
+    """Inside, the first Ctrl-C or SIGTERM sets the event and cuts no update in half; a second one ends as usual."""
     if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
-        yield event
+        yield STOP
         return
+    event, usual = threading.Event(), {}
 
     def handle(*_):
         event.set()
-        signal.signal(signal.SIGINT, previous)
+        for number in usual:
+            signal.signal(number, usual[number])
 
-    previous = signal.signal(signal.SIGINT, handle)
+    usual |= {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number in usual:
+            signal.signal(number, usual[number])
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -189,7 +162,7 @@ def interrupts() -> Iterator[threading.Event]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; what is there afterwards takes the place of `path` at once, or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield beside
         beside.replace(path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from support.folder import read_rows
+from support.run import read_rows
 
 ROOT = Path(__file__).parent.parent
 EVERYTHING = {  # every method at once, and every setting that makes another model
