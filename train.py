@@ -35,9 +35,9 @@ from support.run import (
     Row,
     RunError,
     RunFolder,
-    about_machine,
     announce,
     check_batches,
+    circumstances,
     identity_of,
     machine,
     new_folder,
@@ -351,7 +351,9 @@ def train(
             recorder.close()
         seconds = time.perf_counter() - since
         result = {"status": status, "step": step, "data": dataset.name, "fold": config.fold, "seed": config.seed}
-        result |= {"sizes": sizes, "best": best(rows), "last": rows[-1], "seconds": seconds} | about_machine(device)
+        result |= {"sizes": sizes, "best": best(rows), "last": rows[-1], "seconds": seconds} | circumstances(
+            model, device
+        )
         return opened.finish(result) | {"folder": str(folder)}
 
 

@@ -69,7 +69,9 @@ def check_identity(path: Path, found: object, expected: Mapping) -> None:
         long = {"data_sha256": "other data", "network": "another network"}
         other = "; ".join(long.get(name, f"{name} {found.get(name)}, not {expected.get(name)}") for name in names)
         own = ", and one of your own through train(..., make_model=...)" if "network" in names else ""
-        raise RunError(f"{path}: is of a run with {other}; go on with it under its own settings{own}, or name another")
+        raise RunError(
+            f"{path}: is of a run with {other}; it goes on under its own settings{own}; else take another --name"
+        )
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -299,13 +301,15 @@ def check_batches(config, images: int) -> None:
         )
 
 
-def about_machine(device: torch.device) -> dict:
-    """On what a run was done: versions, and the name of the processor."""
+def count_parameters(model: nn.Module) -> int:
+    return sum(weights.numel() for weights in model.parameters())
+
+
+def circumstances(model: nn.Module, device: torch.device) -> dict:
+    """What was trained, and on what: parameters, versions, and the name of the processor."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    return {
-        "versions": versions,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-    }
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {"parameters": count_parameters(model), "versions": versions, "device": name}
 
 
 def processor() -> str:
@@ -346,7 +350,7 @@ def announce(config, dataset, model: nn.Module, sizes: Mapping[str, int]) -> Non
     """What is about to run, and the priors that its penalties are."""
     warn(dataset)
     images = ", ".join(f"{count} {split}" for split, count in sizes.items())
-    parameters = sum(weights.numel() for weights in model.parameters())
+    parameters = count_parameters(model)
     print(f"{dataset.name}, fold {config.fold}: {images}; {parameters} parameters, on {config.device}")
     if config.l1:
         print(f"l1 {config.l1:g} is a Laplace prior of scale b = {laplace_scale(config.l1, sizes['train']):.4g}")
