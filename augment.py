@@ -44,9 +44,12 @@ def augment(
         slope = uniform(shear, count)
         fields = elastic_fields(images, elastic, generator) if elastic else None
         images = warp(images, angle, factor, displacement, slope, fields)
-    if noise:
-        images = torch.empty_like(images).normal_(0, noise, generator=generator).add_(images)
-    return images
+    return gaussian_noise(images, noise, generator) if noise else images
+
+
+def gaussian_noise(images: torch.Tensor, deviation: float, generator: torch.Generator) -> torch.Tensor:
+    """`images` plus Gaussian noise of standard `deviation`, drawn from `generator` for every pixel; a new tensor."""
+    return torch.empty_like(images).normal_(0, deviation, generator=generator).add_(images)
 
 
 def warp(
@@ -64,9 +67,7 @@ def warp(
     `torchvision.transforms.v2.functional.affine` with BILINEAR.
     """
     count, height, width = images.shape
-    # the output pixel p shows the input at A^-1 (p - displacement), A = rotation * shear * factor, from the centre
-    cos, sin = torch.cos(angle) / factor, torch.sin(angle) / factor
-    inverse = torch.stack([cos - slope * sin, sin + slope * cos, -sin, cos], dim=1).view(count, 2, 2)
+    inverse = inverse_matrices(angle, factor, slope)
     affine = torch.cat([inverse, -inverse @ displacement.unsqueeze(2)], dim=2)
     x, y = (torch.arange(size, device=images.device) - (size - 1) / 2 for size in (width, height))
     grid = torch.empty(count, 2, height, width, device=images.device)
@@ -77,6 +78,15 @@ def warp(
         if fields is not None:
             grid[:, axis].add_(fields[:, axis], alpha=2 / size)
     return F.grid_sample(images.unsqueeze(1), grid.permute(0, 2, 3, 1), align_corners=False).squeeze(1)
+
+
+def inverse_matrices(angle: torch.Tensor, factor: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    """A^-1 (N, 2, 2), where A = rotation by `angle` (N,) * shear by `slope` (N,) * zoom by `factor` (N,), in x and y.
+
+    The output pixel p shows the input at A^-1 (p - displacement), both seen from the centre. y points downwards.
+    """
+    cos, sin = torch.cos(angle) / factor, torch.sin(angle) / factor
+    return torch.stack([cos - slope * sin, sin + slope * cos, -sin, cos], dim=1).view(-1, 2, 2)
 
 
 def elastic_fields(images: torch.Tensor, alpha: float, generator: torch.Generator) -> torch.Tensor:

@@ -35,7 +35,7 @@ class MLP(nn.Module):
         sizes = [in_features, *hidden, classes]
         self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
         self.norms = nn.ModuleList(NORMS[norm](outputs) for outputs in hidden)
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(dropout) if dropout else nn.Identity()
         for linear in self.linears:
             INITS[init](linear.weight)
 

@@ -224,7 +224,8 @@ def measurement(
     row |= {f"error/{split}": one.error for split, one in scores.items()}
     row |= {f"mean_entropy/{split}": one.entropy.mean().item() for split, one in scores.items()}
     row |= {"mean_entropy/untrained": (untrained or row)["mean_entropy/val"], "mean_entropy/uniform": math.log(classes)}
-    row |= {"penalty/l1": config.l1 * l1_penalty(model).item(), "penalty/l2": config.l2 * l2_penalty(model).item()}
+    row |= {"penalty/l1": config.l1 * l1_penalty(model).item() if config.l1 else 0.0}
+    row |= {"penalty/l2": config.l2 * l2_penalty(model).item() if config.l2 else 0.0}
     return row | {f"weight_rms/{name}": observe.rms(layer.weight) for name, layer in observe.layers(model).items()}
 
 
