@@ -81,9 +81,9 @@ def warp(
 
 
 def inverse_matrices(angle: torch.Tensor, factor: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    """A^-1 (N, 2, 2), where A = rotation by `angle` (N,) * shear by `slope` (N,) * zoom by `factor` (N,), in x and y.
+    """A^-1 (N, 2, 2), where A = factor * [[cos, -sin], [sin, cos]] @ [[1, -slope], [0, 1]]; angle, factor, slope (N,).
 
-    The output pixel p shows the input at A^-1 (p - displacement), both seen from the centre. y points downwards.
+    The output pixel p shows the input at A^-1 (p - displacement), both (x, y) from the centre; y points downwards.
     """
     cos, sin = torch.cos(angle) / factor, torch.sin(angle) / factor
     return torch.stack([cos - slope * sin, sin + slope * cos, -sin, cos], dim=1).view(-1, 2, 2)
