@@ -148,12 +148,6 @@ def augmented(images: torch.Tensor, config: Config, generator: torch.Generator) 
     return augment(images, generator, **{name: getattr(config, name) for name in AUGMENTATIONS})
 
 
-def augmentation_examples(images: torch.Tensor, config: Config) -> torch.Tensor:
-    """`images` (N, H, W), and seven augmented versions of each: (8, N, H, W). Disturbs no stream of the run."""
-    generator = torch.Generator(images.device).manual_seed(config.seed)
-    return torch.stack([images, *(augmented(images, config, generator) for _ in range(7))])
-
-
 def objective(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, config: Config) -> torch.Tensor:
     """What training minimises: the mean cross-entropy of a batch, in nats, plus the penalties."""
     loss = F.cross_entropy(model(images), labels)
@@ -245,6 +239,15 @@ def record(rows: list[Row], folder: RunFolder, recorder: observe.Recorder, model
         folder.save_best(model, row["epoch"])
 
 
+def introduce(recorder: observe.Recorder, config: Config, images: torch.Tensor) -> None:
+    """Once a run: its settings and, if it augments, ten of its training `images` (N, H, W) with seven draws of each."""
+    recorder.settings(asdict(config))
+    if any(getattr(config, name) for name in AUGMENTATIONS):
+        generator = torch.Generator(images.device).manual_seed(config.seed)  # of its own: no stream of the run's
+        draws = [augmented(images[:10], config, generator) for _ in range(7)]
+        recorder.images(torch.stack([images[:10], *draws]))
+
+
 # --- the plain loop --------------------------------------------------------------------------------------------------
 
 
@@ -297,9 +300,7 @@ def train(
         with_histograms = observe.histogram_epochs(moments, config.histograms)
         recorder = observe.Recorder(opened.path, progress.epoch * len(batches))
         if not rows:
-            recorder.settings(asdict(config))
-            if any(getattr(config, name) for name in AUGMENTATIONS):
-                recorder.images(augmentation_examples(tensors["train"][0][:10], config))
+            introduce(recorder, config, tensors["train"][0])
         if not quiet:
             announce(config, dataset, model, sizes)
 

@@ -1,9 +1,8 @@
-"""The same run as train.py, on Lightning.
+"""The same run as train.py, on Lightning: which hook each line of the plain loop becomes.
 
     python train_lightning.py --dropout 0.2 --l2 1e-4
 
-Nothing numerical is defined here: objective, optimiser, splits, batches, augmentation, moments of observation and tags
-come from where train.py has them. What is left is which hook each line of the plain loop becomes.
+Nothing numerical is defined here. "Instead of" says which lines of train.py a hook stands for.
 """
 
 import contextlib
@@ -15,7 +14,6 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,39 +22,35 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_only
-from pydantic.dataclasses import dataclass
 
 import data
 import observe
 import train
 from model import store_grad
-from support.folder import (
-    Folder,
-    Progress,
-    Result,
+from support.run import (
     RunError,
-    foreign,
-    form_of,
+    RunFolder,
+    announce,
+    check_batches,
+    circumstances,
+    identity_of,
+    machine,
     random_state,
     read_checkpoint,
-    read_progress,
+    resolved,
     set_random_state,
     write_checkpoint,
 )
-from support.shell import between, errors_in_one_line, flag, interrupts, one_line, parse
-from train import Config, Diverged, Options
+from support.shell import between, checked, errors_in_one_line, flag, interrupts, one_line, parse
+from train import Config, Diverged, TrainOptions
 
 # Importing Lightning sets this, and every step of an optimiser then looks for a driver: 0.14 ms where there is no GPU.
 os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
-# --- settings --------------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True, config=train.SETTINGS)
-class LightningOptions(Options):
+@checked
+class LightningOptions(TrainOptions):
     """Train a small MLP on 5 % of MNIST with Lightning: the settings of train.py, and those of the Trainer."""
 
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"  # auto: that of --device
@@ -65,20 +59,31 @@ class LightningOptions(Options):
     strategy: Literal["auto", "ddp"] = "auto"  # how processes work together
 
 
-# --- the experiment --------------------------------------------------------------------------------------------------
+# --- data ------------------------------------------------------------------------------------------------------------
 
 
 class MNISTData(LightningDataModule):
-    """The splits to evaluate on and, of every batch to train on, the share of the process `rank` of `ranks`."""
+    """The splits of `config`, and the random streams that training draws from."""
 
-    def __init__(self, config: Config, dataset: data.Dataset, device: torch.device, rank: int, ranks: int):
+    def __init__(self, config: Config):
         super().__init__()
-        self.config = config
+        self.config, self.tensors = config, {}
+
+    def prepare_data(self):
+        """In one process only: fetches what is not there yet."""
+        data.load(self.config.data, self.config.data_dir)
+
+    def setup(self, stage):
+        """In every process: cuts the splits. Instead of `tensors = ...` to `batches = ...`."""
+        if self.tensors:  # `validate`, `fit` and `test` each call it
+            return
+        config, device = self.config, self.trainer.strategy.root_device
+        dataset = data.load(config.data, config.data_dir)
         self.tensors = {s: data.split_tensors(dataset, s, config.fold, device, config.fraction) for s in data.SPLITS}
         self.sizes = {split: len(labels) for split, (_, labels) in self.tensors.items()}
-        train.check_batches(config, self.sizes["train"])
-        check_shares(config, self.sizes["train"], ranks)
+        check_batches(config, self.sizes["train"])
         _, order, augmentation = train.random_streams(config.seed, device)
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
         augmentation.manual_seed(augmentation.initial_seed() + rank)  # the order is common to all processes
         self.streams = {"order": order, "augmentation": augmentation}
         self.batches = data.Batches(*self.tensors["train"], config.batch_size, order, rank, ranks)
@@ -94,36 +99,74 @@ class MNISTData(LightningDataModule):
         return data.Batches(*self.tensors["test"], train.EVALUATION_BATCH)
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
-        """Augments what is trained on, and nothing else."""
+        """Instead of `augmented(images, ...)`: what is trained on, and nothing else."""
         images, labels = batch
         if self.trainer.training:
             images = train.augmented(images, self.config, self.streams["augmentation"])
         return images, labels
 
+    def state_dict(self):
+        """Kept in every checkpoint. Instead of `streams` in `opened.save(...)`."""
+        return random_state(self.streams)
+
+    def load_state_dict(self, state_dict):
+        set_random_state(self.streams, state_dict)
+
+
+# --- the model, and what becomes of its batches ----------------------------------------------------------------------
+
 
 class LitMLP(LightningModule):
-    """The plain MLP and what becomes of its batches, in a run of `steps` updates."""
+    """The plain MLP; Lightning calls its methods where train.py has a loop."""
 
-    def __init__(self, config: Config, dataset: data.Dataset, steps: int):
+    def __init__(self, config: Config, dataset: data.Dataset):
         super().__init__()
         self.config, self.classes = config, dataset.classes
         self.model = train.build_model(config, dataset)
-        self.optimizer, self.scheduler = train.build_optimizer(self.model, config, steps)
+        self.identity = identity_of(config, dataset, self.model)
         self.trained, self.rows, self.since = 0, [], time.perf_counter()  # epochs, measurements, when it began
-        self.losses, self.logits = [], {}  # of this epoch's updates, and of the evaluation that is running
+        self.losses, self.logits, self.lr = [], {}, []  # of this epoch's updates; of the evaluation that is running
 
     def configure_optimizers(self):
-        return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": self.scheduler, "interval": "step"}}
+        """The optimiser, and its schedule, which steps after each of epochs * batches updates.
+
+        Returns {"optimizer": ..., "lr_scheduler": {"scheduler": ..., "interval": "step"}}.
+        Instead of `optimizer, scheduler = build_optimizer(...)` and `scheduler.step()`.
+        """
+        steps = self.config.epochs * len(self.trainer.datamodule.batches)
+        optimizer, scheduler = train.build_optimizer(self.model, self.config, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch, batch_idx):
+        """The objective, a scalar, of a batch: images (N, H, W) and labels (N,).
+
+        Instead of `loss = objective(...)`; Lightning does `backward`, `step` and `zero_grad`, and sets the modes.
+        """
+        images, labels = batch
+        return train.objective(self.model, images, labels, self.config)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        """Instead of `losses.append(...)` and `check_finite(...)`; once `training_epoch_end`."""
+        self.losses.append(outputs["loss"])
+        if self.trainer.is_last_batch:  # `on_train_epoch_end` comes after the validation
+            losses, self.losses = self.trainer.strategy.reduce(torch.stack(self.losses)), []  # all stop together
+            train.check_finite(losses, self.trained * len(losses))
+            self.trained += 1
 
     def validation_step(self, batch, batch_idx, dataloader_idx):
         images, _ = batch
         self.logits.setdefault(data.SPLITS[dataloader_idx], []).append(self.model(images))
 
     def on_validation_epoch_end(self):
+        """Instead of `scores = ...` to `rows = ...`; `log_dict` writes to TensorBoard and feeds the callbacks."""
         tensors, logits, self.logits = self.trainer.datamodule.tensors, self.logits, {}
         self.scores = {split: train.score(torch.cat(logits[split]), tensors[split][1]) for split in logits}
         step = self.trained * len(self.trainer.datamodule.batches)
-        row = {"epoch": self.trained, "step": step, "lr": self.scheduler.get_last_lr()[0]}
+        if self.trainer.optimizers:
+            self.lr = self.lr_schedulers().get_last_lr()
+        elif not self.lr:  # the untrained model, before `fit` has made an optimiser
+            self.lr = self.configure_optimizers()["lr_scheduler"]["scheduler"].get_last_lr()
+        row = {"epoch": self.trained, "step": step, "lr": self.lr[0]}
         untrained = self.rows[0] if self.rows else None
         row |= train.measurement(self.model, self.scores, self.config, self.classes, untrained)
         row |= {"seconds": time.perf_counter() - self.since}
@@ -134,43 +177,34 @@ class LitMLP(LightningModule):
         scalars = {tag: value for tag, value in row.items() if tag not in ("epoch", "seconds")}
         self.log_dict(scalars | {"step": torch.tensor(step).double()})  # Lightning's own counter is one behind
 
-    def training_step(self, batch, batch_idx):
-        images, labels = batch
-        return train.objective(self.model, images, labels, self.config)
-
-    def on_train_batch_end(self, outputs, batch, batch_idx):
-        """Also what the class writes in `training_epoch_end(outputs)`, which Lightning 2 took away with the outputs."""
-        self.losses.append(outputs["loss"])
-        if self.trainer.is_last_batch:  # `on_train_epoch_end` comes after the validation
-            losses, self.losses = self.trainer.strategy.reduce(torch.stack(self.losses)), []  # all stop together
-            train.check_finite(losses, self.trained * len(losses))
-            self.trained += 1
-
     def test_step(self, batch, batch_idx):
         images, labels = batch
         scores = train.score(self.model(images), labels)
         self.log_dict({"test_loss": scores.loss, "test_error": scores.error}, batch_size=len(labels), logger=False)
 
     def on_save_checkpoint(self, checkpoint):
-        """As in the plain run, `{"model": state_dict, "epoch": ...}`."""
-        checkpoint |= {"model": self.model.state_dict(), "epoch": self.trained}
+        """Beside what Lightning keeps: whose it is, the weights as in train.py, and the measurements before."""
+        rows = [row for row in self.rows if row["epoch"] < self.trained]  # who goes on looks again
+        checkpoint |= {"identity": self.identity, "model": self.model.state_dict(), "epoch": self.trained}
+        checkpoint |= {"rows": rows, "seconds": time.perf_counter() - self.since}
+
+    def on_load_checkpoint(self, checkpoint):
+        if not self.rows:  # else `validate` has been here before `fit`
+            self.trained, self.rows = checkpoint["epoch"], checkpoint["rows"]
+            self.since, self.lr = self.since - checkpoint["seconds"], checkpoint["lr_schedulers"][0]["_last_lr"]
 
 
 class Observation(Callback):
-    """When to look, what is written then, and what it takes to go on."""
+    """When to look, and what is written then beside what `log_dict` writes. Instead of `moments` and `recorder`."""
 
-    def __init__(self, config: Config, folder: Folder, recorder: observe.Recorder | None, interrupted):
-        self.threads, self.folder, self.recorder, self.interrupted = config.threads, folder, recorder, interrupted
+    def __init__(self, config: Config, folder: RunFolder, recorder: observe.Recorder | None, interrupted):
+        self.folder, self.recorder, self.interrupted = folder, recorder, interrupted
         self.moments = observe.evaluation_epochs(config.epochs, config.evaluations)
         self.with_histograms = observe.histogram_epochs(self.moments, config.histograms)
         self.looking = contextlib.ExitStack()
 
-    def setup(self, trainer, module, stage):
-        if self.threads:
-            torch.set_num_threads(self.threads)  # Lightning has changed it if it has started processes
-
     def on_train_start(self, trainer, module):
-        """Lightning's own callbacks know neither the untrained model nor, in a folder that was moved, the best one."""
+        """Tells Lightning's own callbacks of the measurements so far; they miss that of the untrained model."""
         lowest, saver, stopper = train.best(module.rows), trainer.checkpoint_callback, trainer.early_stopping_callback
         saver.kth_best_model_path = saver.format_checkpoint_name({})
         saver.best_k_models = {saver.kth_best_model_path: torch.tensor(lowest["loss/val"])}
@@ -197,31 +231,16 @@ class Observation(Callback):
             if module.trained in self.with_histograms:
                 entropies = {split: one.entropy for split, one in module.scores.items()}
                 self.recorder.histograms(module.rows[-1]["step"], module.model, entropies)
+            self.recorder.flush()
         if not module.trained:  # ModelCheckpoint saves nothing outside of `fit`
             trainer.save_checkpoint(self.folder.path / "best.pt", weights_only=True)
 
     def on_train_epoch_end(self, trainer, module):
+        """Instead of `if interrupted.is_set()`."""
         if trainer.strategy.reduce_boolean_decision(self.interrupted.is_set(), all=False):
             self.interrupted.set()  # Ctrl-C in one process is for all of them
             trainer.save_checkpoint(self.folder.path / "last.pt")
             trainer.should_stop = True
-
-    def on_save_checkpoint(self, trainer, module, checkpoint):
-        """What the plain run keeps to go on, with a row of random streams for every process."""
-        rows = [row for row in module.rows if row["epoch"] < module.trained]  # who goes on looks again
-        progress = Progress(module.trained, rows, time.perf_counter() - module.since)
-        streams = module.all_gather(random_state(trainer.datamodule.streams))
-        streams = {name: states.reshape(trainer.world_size, -1).cpu() for name, states in streams.items()}
-        checkpoint |= {"progress": asdict(progress), "random": streams}
-
-    def on_load_checkpoint(self, trainer, module, checkpoint):
-        progress = Progress(**checkpoint["progress"])
-        if not module.rows:  # else `validate` has been here before `fit`
-            module.trained, module.rows, module.since = progress.epoch, progress.rows, module.since - progress.seconds
-            module.scheduler.load_state_dict(checkpoint["lr_schedulers"][0])  # in `validate`, Lightning does not
-        # copies, since PyTorch reads a state from the start of its storage, wherever the row lies
-        streams = {name: states[trainer.global_rank].clone() for name, states in checkpoint["random"].items()}
-        set_random_state(trainer.datamodule.streams, streams)
 
 
 class Checkpoint(ModelCheckpoint):
@@ -260,15 +279,24 @@ def hushed():
             logging.disable(disabled)
 
 
+def make_trainer(machines: Mapping, **others) -> Trainer:
+    """The Trainer, which knows which process this is; RunError with one line where there can be none."""
+    try:
+        return Trainer(**machines, logger=False, enable_checkpointing=False, **others)
+    except Exception as error:  # of many types
+        words = " ".join(f"{flag(name)} {value}" for name, value in machines.items())
+        ranks = ", as many as the scheduler started" if "SLURM_NTASKS" in os.environ else ""
+        raise RunError(f"{words}: the Trainer refuses ({one_line(error)[:200]}); mend them{ranks}") from None
+
+
 @hushed()
 def train_lightning(config: Config, folder: str | Path, quiet: bool = False, **machines) -> dict:
     """The run with the settings `config` in `folder`: begins it, goes on with it or, once it is over, only reads it.
 
     Takes, returns and raises what `train.train` does; `machines` are the Trainer's accelerator, devices, num_nodes and
-    strategy. Of several processes the first alone writes; the others only look for last.pt, and return {}.
+    strategy. Of several processes the first alone writes; the others return {}.
     """
-    dataset = data.load(config.data, config.data_dir)
-    config = train.resolve(config, dataset)
+    config, dataset = resolved(config)
     if machines.get("accelerator", "auto") == "auto":
         machines["accelerator"] = {"cuda": "gpu"}.get(config.device, config.device)
     trainer = make_trainer(
@@ -280,111 +308,72 @@ def train_lightning(config: Config, folder: str | Path, quiet: bool = False, **m
         enable_progress_bar=not quiet and sys.stdout.isatty(),
         enable_model_summary=False,
     )
-    first, opened = trainer.is_global_zero, Folder(Path(folder), asdict(config) | {"data_sha256": dataset.sha256})
-    with opened if first else contextlib.nullcontext(), train.machine(config):
-        result = opened.result or run(config, opened, dataset, trainer, quiet)
-        return result | {"folder": str(folder)} if first else {}
-
-
-def run(config: Config, folder: Folder, dataset: data.Dataset, trainer: Trainer, quiet: bool) -> Result | None:
-    """The experiment, from its beginning or from where `folder` was left. Arguments as those of `train_lightning`."""
     first, device = trainer.is_global_zero, trainer.strategy.root_device
-    rank, ranks = trainer.global_rank, trainer.world_size
-    datamodule = MNISTData(config, dataset, device, rank, ranks)
     init, _, _ = train.random_streams(config.seed, device)
     torch.manual_seed(init)
-    module = LitMLP(config, dataset, config.epochs * len(datamodule.batches))
-    if rank:
-        torch.manual_seed(init + rank)  # dropout of its own
-    last = folder.path / "last.pt" if (folder.path / "last.pt").exists() else None
-    trained = trained_epochs(last, module, datamodule, ranks) if last else 0
+    module, datamodule = LitMLP(config, dataset), MNISTData(config)
+    opened = RunFolder(Path(folder), module.identity)
+    with machine(config), opened if first else contextlib.nullcontext():
+        if opened.result:
+            return opened.result | {"folder": str(folder)}
+        if trainer.global_rank:
+            torch.manual_seed(init + trainer.global_rank)  # dropout of its own
+        last = opened.path / "last.pt" if (opened.path / "last.pt").exists() else None
+        saved = read_checkpoint(last, module.identity) if last else {"epoch": 0}
+        if last and "lr_schedulers" not in saved:
+            raise RunError(f"{last}: of a run that train.py began; go on with that")
+        datamodule.trainer = trainer
+        datamodule.setup("fit")
 
-    recorder = None
-    if first:
-        step = trained * len(datamodule.batches)
-        trainer.logger = Logger(folder.path, name="", version="", purge_step=step)
-        recorder = observe.Recorder(folder.path, step, trainer.logger)
-        if not last:
-            train.introduce(recorder, config, datamodule.tensors["train"][0])
-        if not quiet:
-            train.announce(config, dataset, module.model, datamodule.sizes)
-
-    def finish(status: str, step: int) -> Result | None:
-        seconds, sizes = time.perf_counter() - module.since, datamodule.sizes
-        result = train.outcome(status, step, config, dataset, module.model, sizes, module.rows, seconds, device)
-        return folder.finish(result) if first else None
-
-    to_go_on = f"go on with: python train_lightning.py --resume {shlex.quote(str(folder.path))}"
-    moments = {"check_on_train_epoch_end": False}, {"save_on_train_epoch_end": False, "enable_version_counter": False}
-    try:
-        with interrupts() as interrupted:
-            observation = Observation(config, folder, recorder, interrupted)
-            stopping = [EarlyStopping("loss/val", patience=config.patience, **moments[0])] if config.patience else []
-            best = Checkpoint(folder.path, "best", monitor="loss/val", save_weights_only=True, **moments[1])
-            trainer.callbacks += [observation, *stopping, best, Checkpoint(folder.path, "last", **moments[1])]
-            at = {"datamodule": datamodule, "ckpt_path": last, "weights_only": True}
-            if trained in observation.moments:  # the untrained model, or that of last.pt, where one looks again
-                trainer.validate(module, verbose=False, **at)
-            trainer.fit(module, **at)
-        if interrupted.is_set():
-            raise SystemExit
-        result = finish("finished", module.rows[-1]["step"])
-        if not quiet:
-            trainer.test(module, datamodule, best.format_checkpoint_name({}), verbose=False, weights_only=True)
-            loss, error = (trainer.callback_metrics[name] for name in ("test_loss", "test_error"))
-            if first:
-                print(f"Trainer.test on best.pt: cost {loss:.4f}, error {error:.2%}")
-        return result
-    except Diverged as diverged:
-        return finish("diverged", diverged.args[0])
-    except SystemExit:  # which is also what Lightning makes of a second Ctrl-C
+        recorder = None
         if first:
-            raise KeyboardInterrupt(to_go_on) from None
-    finally:
-        if recorder:
-            recorder.close()
-
-
-# --- around the Trainer ----------------------------------------------------------------------------------------------
-
-
-def make_trainer(machines: Mapping, **others) -> Trainer:
-    """The Trainer, which knows which process this is; RunError with one line where there can be none."""
-    try:
-        trainer = Trainer(**machines, logger=False, enable_checkpointing=False, **others)
-    except Exception as error:  # of many types
-        words = " ".join(f"{flag(name)} {value}" for name, value in machines.items())
-        raise RunError(f"{words}: the Trainer refuses ({one_line(error)[:200]})") from None
-    rank, environment = rank_zero_only.rank, getattr(trainer.strategy, "cluster_environment", None)
-    lost = isinstance(environment, LightningEnvironment) and "MASTER_PORT" not in os.environ
-    if (rank and trainer.world_size == 1) or (lost and (rank or trainer.num_nodes > 1)):
-        raise RunError(
-            f"process {rank} of {trainer.world_size}: the environment does not say where the first one is; "
-            "set MASTER_ADDR and MASTER_PORT, or unset LOCAL_RANK, RANK and NODE_RANK"
+            step = saved["epoch"] * len(datamodule.batches)
+            trainer.logger = Logger(opened.path, name="", version="", purge_step=step)
+            recorder = observe.Recorder(opened.path, step, trainer.logger)
+            if not last:
+                train.introduce(recorder, config, datamodule.tensors["train"][0])
+            if not quiet:
+                announce(config, dataset, module.model, datamodule.sizes)
+        at = {"datamodule": datamodule, "ckpt_path": last, "weights_only": True}
+        moments = (
+            {"check_on_train_epoch_end": False},
+            {"save_on_train_epoch_end": False, "enable_version_counter": False},
         )
-    return trainer
-
-
-def check_shares(config: Config, images: int, ranks: int) -> None:
-    smallest = images % config.batch_size or min(images, config.batch_size)
-    if ranks > 1 and smallest < ranks * (1 + (config.norm == "batch")):
-        raise RunError(
-            f"--devices: {ranks} processes cannot share a batch of {smallest} of the {images} training images; "
-            "take fewer of them, or another --batch-size"
-        )
-
-
-def trained_epochs(last: Path, module: LitMLP, datamodule: MNISTData, ranks: int) -> int:
-    """Of last.pt; RunError with one line unless a run of so many processes can go on from it."""
-    parts = {"model": module.model, "optimizer": module.optimizer, "scheduler": module.scheduler}
-    form = form_of(parts, datamodule.streams)
-    form["random"] = {name: state.expand(ranks, -1) for name, state in form["random"].items()}
-    names = {"state_dict": module.state_dict(), "optimizer_states": [form["optimizer"]], "random": form["random"]}
-    checkpoint = read_checkpoint(last, names | {"lr_schedulers": [form["scheduler"]]})
-    try:
-        return read_progress(checkpoint, module.config.epochs).epoch
-    except Exception as error:
-        raise foreign(last, error) from None
+        try:
+            with interrupts() as interrupted:
+                observation = Observation(config, opened, recorder, interrupted)
+                stopping = (
+                    [EarlyStopping("loss/val", patience=config.patience, **moments[0])] if config.patience else []
+                )
+                best = Checkpoint(opened.path, "best", monitor="loss/val", save_weights_only=True, **moments[1])
+                trainer.callbacks += [observation, *stopping, best, Checkpoint(opened.path, "last", **moments[1])]
+                if saved["epoch"] in observation.moments:  # the untrained model, or that of last.pt: one looks again
+                    trainer.validate(module, verbose=False, **at)
+                trainer.fit(module, **at)
+            if interrupted.is_set():
+                raise SystemExit
+            status, step = "finished", module.rows[-1]["step"]
+            if not quiet:
+                trainer.test(module, datamodule, best.format_checkpoint_name({}), verbose=False, weights_only=True)
+                loss, error = (trainer.callback_metrics[name] for name in ("test_loss", "test_error"))
+                if first:
+                    print(f"Trainer.test on best.pt: cost {loss:.4f}, error {error:.2%}")
+        except Diverged as diverged:
+            status, step = "diverged", diverged.args[0]
+        except SystemExit:  # which is also what Lightning makes of a second Ctrl-C
+            if not first:
+                raise
+            words = f"go on with: python train_lightning.py --resume {shlex.quote(str(folder))}"
+            raise KeyboardInterrupt(words) from None
+        finally:
+            if recorder:
+                recorder.close()
+        if not first:
+            return {}
+        result = {"status": status, "step": step, "data": dataset.name, "fold": config.fold, "seed": config.seed}
+        result |= {"sizes": datamodule.sizes, "best": train.best(module.rows), "last": module.rows[-1]}
+        result |= {"seconds": time.perf_counter() - module.since} | circumstances(module.model, device)
+        return opened.finish(result) | {"folder": str(folder)}
 
 
 def main(argv: list[str] | None = None) -> None:
