@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -122,15 +123,12 @@ def test_question2_l2_penalty_of_weights_only():
     assert found.requires_grad, "the penalty is differentiated: keep it a tensor"
 
 
-def test_question2_objective_adds_the_penalties():
+def test_question2_objective_adds_the_penalties(monkeypatch):
     network, images, labels = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), torch.rand(5, 3, 4), torch.arange(5) % 4
     cost = F.cross_entropy(network(images), labels)
-    kept = train.l1_penalty, train.l2_penalty
-    train.l1_penalty, train.l2_penalty = lambda _: torch.tensor(10.0), lambda _: torch.tensor(1000.0)
-    try:
-        found = train.objective(network, images, labels, Config(l1=0.1, l2=0.01))
-    finally:
-        train.l1_penalty, train.l2_penalty = kept
+    monkeypatch.setattr(train, "l1_penalty", lambda _: torch.tensor(10.0))
+    monkeypatch.setattr(train, "l2_penalty", lambda _: torch.tensor(1000.0))
+    found = train.objective(network, images, labels, Config(l1=0.1, l2=0.01))
     close(found, cost + 0.1 * 10 + 0.01 * 1000, "cross-entropy + l1 * l1_penalty + l2 * l2_penalty")
 
 
@@ -181,3 +179,50 @@ def test_question3_inverse_matrices():
     rotation = torch.tensor([[math.cos(-0.3), -math.sin(-0.3)], [math.sin(-0.3), math.cos(-0.3)]])
     whole = 0.8 * rotation @ torch.tensor([[1.0, -0.4], [0.0, 1.0]])
     close(found[2] @ whole, torch.eye(2), "the inverse times A of the docstring is the identity")
+
+
+# --- question 4: Lightning -------------------------------------------------------------------------------------------
+
+
+def test_question4_litmlp_training_step_returns_the_objective(monkeypatch):
+    from train_lightning import LitMLP  # takes seconds
+
+    called = []
+    monkeypatch.setattr(train, "objective", lambda *arguments: called.append(arguments) or torch.tensor(2.5))
+    lit, images, labels = SimpleNamespace(model=object(), config=Config()), torch.rand(5, 3, 4), torch.arange(5)
+    found = LitMLP.training_step(lit, (images, labels), 0)
+    expected = (lit.model, images, labels, lit.config)
+    assert [tuple(map(id, one)) for one in called] == [tuple(map(id, expected))], (
+        "call train.objective once, with the model, the images and the labels of the batch, and the config"
+    )
+    assert found is not None and found == 2.5, "return the objective: Lightning differentiates what comes back"
+
+
+def test_question4_litmlp_configure_optimizers_steps_after_each_update():
+    from train_lightning import LitMLP
+
+    config, batches = Config(schedule="one-cycle", epochs=3), [None, None]
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(batches=batches))
+    found = LitMLP.configure_optimizers(SimpleNamespace(model=nn.Linear(3, 2), config=config, trainer=trainer))
+    assert set(found) == {"optimizer", "lr_scheduler"}, "a dictionary of optimizer and lr_scheduler"
+    assert isinstance(found["optimizer"], torch.optim.AdamW), "the optimiser is that of train.build_optimizer"
+    schedule = found["lr_scheduler"]
+    assert schedule.get("interval") == "step", 'the learning rate changes after each update: "interval": "step"'
+    steps = schedule["scheduler"].total_steps
+    assert steps == 6, f"3 epochs of 2 batches are 6 updates; the schedule was made for {steps}"
+
+
+# --- question 5: search ----------------------------------------------------------------------------------------------
+
+
+def test_question5_suggest_asks_for_what_is_searched_only():
+    from optuna.trial import FixedTrial
+
+    from search import suggest
+
+    answers = {"lr": 0.01, "norm": "batch", "use_l2": True, "l2": 1e-3, "use_dropout": False}
+    trial = FixedTrial(answers)
+    found = suggest(trial, Config(epochs=7), ["lr", "norm", "l2", "dropout"])
+    assert found == Config(epochs=7, lr=0.01, norm="batch", l2=1e-3), f"what is not searched stays as it is; {found}"
+    assert "dropout" not in trial.distributions, "a strength is asked for only where its regularisation is used"
+    assert trial.distributions["lr"].log and trial.distributions["l2"].log, "ask for rates and penalties on a log scale"
