@@ -1,33 +1,30 @@
 import math
-import re
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
 from helpers import events, points
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import observe
 from model import MLP, entropy, store_grad
 from observe import EVENT_FILES, Recorder, evaluation_epochs, histogram_epochs, layers, rms
-
-# --- when
 
 
 @pytest.mark.parametrize(("epochs", "count"), [(1000, 30), (1000, 50), (1000, 1), (20, 50), (1, 1), (37, 12), (60, 60)])
 def test_evaluations_go_from_the_untrained_model_to_the_end(epochs, count):
     chosen = evaluation_epochs(epochs, count)
     assert chosen[0] == 0 and chosen[-1] == epochs
-    assert len(chosen) == min(count, epochs) + 1
-    assert (np.diff(chosen) > 0).all()
+    assert len(chosen) == min(count, epochs) + 1 and (np.diff(chosen) > 0).all()
 
 
 def test_evaluations_are_denser_early():
     chosen = evaluation_epochs(1000, 30)
-    assert sum(epoch <= 100 for epoch in chosen) >= 20
-    gaps = np.diff(chosen)
-    assert gaps[0] == 1 and gaps[-1] > 100
+    assert sum(epoch <= 100 for epoch in chosen) >= 20 and chosen[1] == 1 and chosen[-1] - chosen[-2] > 100
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 20, 30, 99])
@@ -36,95 +33,124 @@ def test_histograms_come_with_some_of_the_evaluations(count):
     chosen = histogram_epochs(evaluations, count)
     assert set(chosen) <= set(evaluations) and len(set(chosen)) == len(chosen)
     assert len(chosen) == (min(count, 30) + 1 if count else 0)
-    if count:
-        assert chosen[0] == 0 and chosen[-1] == 1000
+    assert not count or (chosen[0], chosen[-1]) == (0, 1000)
 
 
-# --- what
-
-
-def test_layers_are_numbered_from_the_pixels_on():
-    assert list(layers(MLP(64, 10))) == ["linear1", "linear2", "linear3", "linear4"]
+def test_layers_are_numbered_from_the_pixels_on_and_each_is_there_once():
     assert [layer.in_features for layer in layers(MLP(64, 10, hidden=(5, 6))).values()] == [64, 5, 6]
-    cnn = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(8, 3))
-    assert list(layers(cnn)) == ["conv1", "conv2", "linear1"] and layers(cnn)["conv2"] is cnn[2]
+    own, shared = type("Own", (nn.Conv3d,), {})(1, 2, 3), weight_norm(nn.Linear(4, 4))
+    model = nn.Sequential(nn.Conv1d(1, 2, 3), own, shared, nn.BatchNorm1d(4), shared, spectral_norm(nn.Linear(4, 2)))
+    assert list(layers(model)) == ["conv1", "conv2", "linear1", "linear2"] and layers(model)["conv2"] is own
 
 
 def test_rms():
-    values = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-    assert rms(values) == pytest.approx(2.5)
-
-
-def test_the_keys_of_a_row_are_the_tags(tmp_path):
-    recorder = Recorder(tmp_path)
-    for step in (0, 3):
-        recorder.scalars({"epoch": step, "step": step, "seconds": 1.0, "lr": 0.1, "loss/val": step + 0.5})
-    recorder.close()
-    assert points(tmp_path) == {"lr": [0, 3], "loss/val": [0, 3]}
-    assert [event.value for event in events(tmp_path).Scalars("loss/val")] == [0.5, 3.5]
+    assert rms(torch.tensor([[3.0, 4.0], [0.0, 0.0]])) == pytest.approx(2.5)
+    assert rms(torch.full((4,), 1e-5, dtype=torch.half)) == pytest.approx(1e-5, rel=1e-2), "its square is 0 in half"
 
 
 def test_histograms_hold_every_weight_and_every_entropy(tmp_path):
-    model, logits = MLP(64, 10), torch.randn(50, 10)
-    recorder = Recorder(tmp_path)
-    recorder.histograms(7, model, {"val": entropy(logits)})
-    recorder.close()
+    """The entropies from 0 on, so that those of the untrained model are on the axis of the others."""
+    model = MLP(64, 10)
+    with closing(Recorder(tmp_path)) as recorder:
+        for step, scale in ((0, 0.01), (7, 1)):
+            recorder.histograms(step, model, {"val": entropy(scale * torch.randn(50, 10))})
+    reader, names = events(tmp_path), {f"weights/linear{n}" for n in (1, 2, 3, 4)}
+    assert set(reader.Tags()["histograms"]) == names | {"entropy/val", "entropy/untrained"}
+    (untrained,), (first, last) = reader.Histograms("entropy/untrained"), reader.Histograms("entropy/val")
+    assert untrained.histogram_value == first.histogram_value and last.step == 7
+    assert first.histogram_value.bucket[-1] == 50, "as good as ln 10"
+    for value in (first.histogram_value, last.histogram_value):
+        assert value.num == sum(value.bucket) == 50 and value.min == 0 and value.max <= math.log(10) + 1e-6
+    written, weights = reader.Histograms("weights/linear1")[0].histogram_value, model.linears[0].weight.detach()
+    assert (written.num, written.min, written.max) == (6400, weights.min(), weights.max())
+
+
+@pytest.mark.parametrize(("values", "finite"), [([math.nan, -math.inf], []), ([math.nan, 1, 1], [2]), ([0], [1])])
+def test_a_histogram_is_one_of_the_finite_values(values, finite, tmp_path):
+    with closing(Recorder(tmp_path)) as recorder:
+        recorder.histogram("some", torch.tensor(values, dtype=torch.bfloat16), 0)
     reader = events(tmp_path)
-    assert set(reader.Tags()["histograms"]) == {*(f"weights/linear{n}" for n in (1, 2, 3, 4)), "entropy/val"}
-    written = reader.Histograms("entropy/val")[0]
-    assert written.step == 7 and written.histogram_value.num == 50
-    assert 0 <= written.histogram_value.min <= written.histogram_value.max <= math.log(10) + 1e-6
-    assert reader.Histograms("weights/linear1")[0].histogram_value.num == 6400
+    tags = reader.Tags()["histograms"]
+    assert [event.histogram_value.num for tag in tags for event in reader.Histograms(tag)] == finite
 
 
-@pytest.mark.parametrize(("looked_at", "histograms"), [(False, True), (True, False), (True, True)])
-def test_input_gradients_of_one_step(looked_at, histograms, tmp_path):
-    """In the order of the layers, of the step that is looked at, and with hooks that go again."""
-    model, images, recorder = MLP(64, 10), torch.rand(5, 8, 8), Recorder(tmp_path)
-    for step, look in ((3, looked_at), (4, False)):
-        with recorder.input_gradients(model, store_grad, step, look, histograms):
-            model(images).logsumexp(1).sum().backward()
-    assert not images.requires_grad and not any(module._forward_pre_hooks for module in model.modules())
-    with pytest.raises(ZeroDivisionError), recorder.input_gradients(model, store_grad, 5, True, histograms):
-        1 / 0  # noqa: B018
-    assert not any(module._forward_pre_hooks for module in model.modules())
-    recorder.close()
-    names = [f"linear{number}" for number in (1, 2, 3, 4)] if looked_at else []
-    expected = {f"gradient_rms/{name}": [3] for name in names}
-    expected |= {f"input_gradient/{name}": [3] for name in names if histograms}
-    assert points(tmp_path) == expected
+class Flexible(nn.Linear):
+    def forward(self, x, scale=1.0, in_place=False):
+        return super().forward(x.sub_(0.5) if in_place else x.float()) * scale
 
 
-def test_the_images_stay_as_they_are(tmp_path):
-    """Even where a layer sees them as the caller has them."""
-    model, images = nn.Linear(64, 10), torch.rand(5, 64)
-    with Recorder(tmp_path).input_gradients(model, store_grad, 0, True, True):
-        model(images).sum().backward()
-    assert not images.requires_grad and images.grad is None
+class Odd(nn.Module):
+    """The first five layers have no gradient at a first argument that holds real numbers; the other four do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(Flexible(4, 4) for _ in range(9))
+
+    def forward(self, images):
+        frozen, detached, unused, keyword, whole, two, in_place, twice, head = self.layers
+        with torch.no_grad():
+            x = frozen(images)
+        unused(images)
+        x = detached(x).detach() + keyword(x=images) + whole(images.long()) + in_place(images.clone(), in_place=True)
+        return head(images) + head(twice(twice(two(x, 0.5)).relu()))
+
+
+@pytest.mark.parametrize("histograms", [False, True])
+def test_looking_at_the_inputs_stops_nothing_and_changes_nothing(histograms, tmp_path):
+    kept = []
+
+    def gradients(step, looked_at):
+        torch.manual_seed(0)
+        model, images = Odd(), torch.rand(5, 4)
+        looked = model, lambda x: kept.append(store_grad(x)) or x, step, looked_at, histograms
+        with recorder.input_gradients(*looked):
+            model(images).square().sum().backward()
+        with pytest.raises(ZeroDivisionError), recorder.input_gradients(*looked):
+            1 / 0  # noqa: B018
+        assert not images.requires_grad and not any(module._forward_pre_hooks for module in model.modules())
+        return [parameter.grad for parameter in model.parameters()]
+
+    with closing(Recorder(tmp_path)) as recorder:
+        for one, other in zip(gradients(3, False), gradients(4, True), strict=True):
+            assert (one is other is None) or torch.equal(one, other)
+    groups = ["gradient_rms", "log10_abs_input_gradient"][: 1 + histograms]
+    assert points(tmp_path) == {f"{group}/linear{number}": [4] for group in groups for number in (6, 7, 8, 9)}
+    both = torch.cat([x.grad for x in kept[-3:-1]])  # of the layer that is called twice, and before the last call
+    reader, sizes = events(tmp_path), both[both != 0].abs().log10()
+    assert reader.Scalars("gradient_rms/linear8")[0].value == pytest.approx(rms(both))
+    if histograms:
+        written = reader.Histograms("log10_abs_input_gradient/linear8")[0].histogram_value
+        assert (written.num, written.sum) == (len(sizes), pytest.approx(sizes.sum().item(), rel=1e-4))
 
 
 def test_a_picture_of_augmented_images(tmp_path):
-    recorder = Recorder(tmp_path)
-    recorder.images(torch.rand(3, 5, 8, 8) * 3 - 1)
-    recorder.close()
+    with closing(Recorder(tmp_path)) as recorder:
+        recorder.images(torch.rand(3, 5, 8, 8) * 3 - 1)
     (picture,) = events(tmp_path).Images("images/augmented")
     assert (picture.height, picture.width) == (3 * 10 + 2, 5 * 10 + 2)
 
 
-# --- runs that are gone on with
+def test_all_augmentations_are_one_setting_of_the_hparams_tab(tmp_path):
+    """That tab shows five of the settings that differ, by name: with each augmentation apart, `norm` was never seen."""
+    with closing(Recorder(tmp_path)) as recorder:
+        recorder.settings({"norm": "batch", "noise": 0.3, "rotate": 15.0, "zoom": 0.0}, ("noise", "rotate", "zoom"))
+    content = events(tmp_path).SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
+    shown = parse_session_start_info_plugin_data(content).hparams.items()
+    assert {name: one.string_value for name, one in shown} == {"norm": "batch", "augment": "noise=0.3 rotate=15"}
 
 
 def test_what_comes_again_replaces_what_was(tmp_path):
-    """TensorBoard drops the points from the purge step on: those that a run which was cut off writes again."""
-    for first, last in ((0, 5), (3, 7), (6, 9)):
-        recorder = Recorder(tmp_path, first)
-        for step in range(first, last):
-            recorder.scalars({"epoch": step, "step": step, "seconds": 0.0, "loss/val": float(first)})
-        recorder.close()
-    scalars = events(tmp_path).Scalars("loss/val")
-    assert [(event.step, event.value) for event in scalars] == [
-        (0, 0), (1, 0), (2, 0), (3, 3), (4, 3), (5, 3), (6, 6), (7, 6), (8, 6),
-    ]  # fmt: skip
+    """TensorBoard drops the points from the purge step on; an attempt that saved nothing leaves no settings either."""
+    for attempt, (first, last) in enumerate(((0, 5), (0, 5), (3, 7), (6, 9))):
+        with closing(Recorder(tmp_path, first)) as recorder:
+            if first == 0:
+                recorder.settings({"norm": "batch"})
+            for step in range(first, last):
+                recorder.scalars({"epoch": step, "step": step, "seconds": 0.0, "loss/val": float(attempt)})
+    reader = events(tmp_path)
+    assert [event.value for event in reader.Scalars("loss/val")] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert points(tmp_path) == {"loss/val": [*range(9)]}
+    assert len(list(tmp_path.glob(EVENT_FILES))) == 3 and len(reader.Tensors("config/text_summary")) == 1
 
 
 @pytest.mark.parametrize("stamps", [[-5, -4], [0, 0], [0, 3600], [3600, 7200], [-1, 3600, 3600, 10**9], [-3, -2, -1]])
@@ -132,11 +158,9 @@ def test_files_from_the_future_step_aside_in_their_order(stamps, tmp_path, monke
     monkeypatch.setattr(time, "time", lambda: 1_800_000_000.5)
     for number, stamp in enumerate(stamps):
         (tmp_path / f"events.out.tfevents.{1_800_000_000 + stamp}.my.host.{number}").touch()
-    for name in ("events.out.tfevents.odd", "events.out.tfevents.an.odd", "events.out.tfevents.1.v2"):
-        (tmp_path / name).touch()
+    (tmp_path / "events.out.tfevents.an.odd").touch()
     observe.step_aside(tmp_path)
     names = sorted(path.name for path in tmp_path.glob(EVENT_FILES) if "my.host" in path.name)
     assert [int(name.rsplit(".", 1)[1]) for name in names] == [*range(len(stamps))], "in their order"
-    found = [int(re.search(r"\d{10}", name)[0]) for name in names]
-    assert max(found) < 1_800_000_000, "the next file comes after them"
-    assert len(list(tmp_path.iterdir())) == len(stamps) + 3
+    assert max(names) < "events.out.tfevents.1800000000", "the next file comes after them"
+    assert len(list(tmp_path.iterdir())) == len(stamps) + 1
