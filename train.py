@@ -241,7 +241,7 @@ def record(rows: list[Row], folder: RunFolder, recorder: observe.Recorder, model
 
 def introduce(recorder: observe.Recorder, config: Config, images: torch.Tensor) -> None:
     """Once a run: its settings and, if it augments, ten of its training `images` (N, H, W) with seven draws of each."""
-    recorder.settings(asdict(config))
+    recorder.settings(asdict(config), AUGMENTATIONS)
     if any(getattr(config, name) for name in AUGMENTATIONS):
         generator = torch.Generator(images.device).manual_seed(config.seed)  # of its own: no stream of the run's
         draws = [augmented(images[:10], config, generator) for _ in range(7)]
