@@ -55,23 +55,11 @@ def test_arguments_become_a_dataclass():
         ("--rate", "--rate: a value is missing"),
         ("--rate fast", "--rate: could not convert string to float: 'fast'"),
         ("--ratte 0.1", "--ratte: there is no such option; did you mean --rate?"),
-        ("--xyz 0.1", "--xyz: there is no such option"),
-        ("--rate 0.1 0.2", "a word: belongs to no option"),
-        ("--rate 0.1 word", "word: belongs to no option"),
     ],
 )
 def test_a_wrong_argument_is_one_line(arguments, line, capfd):
     code, found = refused(capfd, lambda argv: parse(Toy, argv), *shlex.split(arguments))
     assert code == 2 and found == f"error: {line} (--help lists the settings)\n"
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    ["--sstorage=URL", "--sstorage URL", "URL", "--rate 0.1 URL", "--URL", "--sstorage URL --rate 7", "--rate 7 URL"],
-)
-def test_a_password_is_never_repeated(arguments, capfd):
-    words = arguments.replace("URL", "postgresql://user:secret@host/x?password=secret").split()
-    assert "secret" not in refused(capfd, lambda argv: parse(Toy, argv), *words)[1]
 
 
 def test_help_names_every_setting(capfd):
@@ -108,12 +96,10 @@ def raising(error):
     [
         (Expected("x\n  y"), "error: x y"),
         (ZeroDivisionError("a\nb"), "error: ZeroDivisionError: a b (SHOW_TRACEBACK=1 shows where)"),
-        (KeyError("loss"), "error: KeyError: 'loss' (SHOW_TRACEBACK=1 shows where)"),
         (RuntimeError("x" * 1000), f"error: RuntimeError: {'x' * 300} (SHOW_TRACEBACK=1 shows where)"),
         (MemoryError(), "error: MemoryError: (SHOW_TRACEBACK=1 shows where)"),
         (OSError(28, "Full", "f"), "error: f: Full; what was written before is kept"),
         (OSError(28, "Full"), "error: Full; what was written before is kept"),
-        (OSError("odd"), "error: odd; what was written before is kept"),
     ],
 )  # fmt: skip
 def test_whatever_goes_wrong_is_one_line(error, line, capfd):
