@@ -391,6 +391,7 @@ def launch(options: TrainOptions, trainer: Callable[..., dict], script: str) -> 
         config, dataset = resolved(read_config(folder))
     else:
         config, dataset = resolved(options.config)
+        warn(dataset)  # before and after: one of the two will be seen
         folder = new_folder(options.runs_dir, options.name, run_name(config))
     result = trainer(config, folder)
     summarize(result, config, script)

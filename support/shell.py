@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import re
 import signal
 import sys
 import threading
@@ -75,13 +76,14 @@ def given_flags(argv: Sequence[str]) -> list[str]:
 def parse(options: type, argv: Sequence[str] | None = None):
     """An instance of the dataclass `options` from the command line; tyro says what is wrong, with exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
-    for before, word in zip(["", *words], words, strict=False):  # three mistakes of which tyro cannot say what to write
-        if word[:1] in LONG_DASHES:
+    given = given_flags(words)  # three mistakes follow of which tyro cannot say what to write instead
+    for word in words:
+        if word.startswith(LONG_DASHES):
             wrong_arguments(f"{word}: begins with a long dash; write --{word.lstrip(''.join(LONG_DASHES))}")
-        if before == "--hidden" and "," in word:
-            wrong_arguments(f"--hidden {word}: write --hidden {' '.join(word.replace(',', ' ').split())}")
-        if word.startswith("--") and given_flags(words).count(given_flags([word])[0]) > 1:
-            wrong_arguments(f"{word}: given twice; keep one of them (several values go behind one)")
+    if twice := [name for name in given if given.count(name) > 1]:
+        wrong_arguments(f"{twice[0]}: given twice; keep one of them (several values go behind one)")
+    if found := re.search(r"--hidden[ =](\d+(?: *, *\d+)+)", " ".join(words)):
+        wrong_arguments(f"--hidden {found[1]}: write --hidden {' '.join(found[1].replace(',', ' ').split())}")
     return tyro.cli(options, args=words)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -33,6 +34,13 @@ def cut_at(epoch):
     return fall_over
 
 
+def cut_off(train, config, folder, epoch):
+    """`folder`, after the run that `train(config, folder, on_evaluation=...)` begins fell over at this evaluation."""
+    with pytest.raises(Cut):
+        train(config, folder, on_evaluation=cut_at(epoch))
+    return folder
+
+
 def weights(folder, file="last.pt"):
     return torch.load(Path(folder) / file, weights_only=True)["model"]
 
@@ -53,8 +61,8 @@ def points(folder):
     """The steps at which each tag was written, in order."""
     reader = events(folder)
     tags = reader.Tags()
-    steps = {tag: [event.step for event in reader.Scalars(tag)] for tag in tags["scalars"]}
-    return steps | {tag: [event.step for event in reader.Histograms(tag)] for tag in tags["histograms"]}
+    kinds = {"scalars": reader.Scalars, "histograms": reader.Histograms, "images": reader.Images}
+    return {tag: [event.step for event in read(tag)] for kind, read in kinds.items() for tag in tags[kind]}
 
 
 def contents(folder):
@@ -78,20 +86,25 @@ def assert_equal_runs(a, b):
 
 
 def refused(capfd, main, *arguments):
-    """Exit code and the one line that is on the screen when `main` ends with an error."""
+    """Exit code and what is on the screen, as one line, when `main` ends with an error: "error: ...", or tyro's box."""
     capfd.readouterr()
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as stop, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "500")  # a box that is too narrow cuts words
         main([str(argument) for argument in arguments])
     out, err = capfd.readouterr()
     code = stop.value.code
     if isinstance(code, str):  # the interpreter prints it and exits with 1
         code, err = 1, err + code + "\n"
+    if code == 2 and err.startswith("╭"):
+        return code, " ".join(re.sub("[─│╭╮╰╯]", " ", out + err).split())
     assert out == "" and err.count("\n") == 1 and err.startswith("error: "), f"{out}{err}"
     return code, err
 
 
 def forked(function, *arguments):
     """`function` at work in a process of its own, which need not import PyTorch again."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system cannot fork a process")
     process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
     process.start()
     return process

@@ -1,3 +1,6 @@
+"""train.py: what a run computes and writes, how it goes on, and that nothing of another run passes for it."""
+
+import functools
 import io
 import json
 import math
@@ -9,26 +12,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import (
-    EVERYTHING,
-    ROOT,
-    Cut,
-    assert_equal_runs,
-    contents,
-    cut_at,
-    events,
-    forked,
-    points,
-    refused,
-    same,
-    weights,
-)
+from helpers import EVERYTHING, assert_equal_runs, contents, cut_off, events, forked, points, refused, same, weights
 from torch import nn
 
 import data
@@ -36,225 +29,231 @@ import train as train_module
 from model import store_grad
 from observe import EVENT_FILES, evaluation_epochs, layers
 from regularizers import l1_penalty, l2_penalty, penalized_weights
-from support.folder import RunError, read_rows
-from support.shell import parse
-from train import Config, Options, build_model, build_optimizer, command, main, objective, run_name, train
+from support import shell
+from support.run import RunError, RunFolder, command, read_rows
+from train import Config, TrainOptions, build_model, build_optimizer, evaluate, main, objective, train, trained_model
 
-CPU = torch.device("cpu")
-
-
-def train_quietly(config, folder, **more):
-    return train(config, folder, quiet=True, **more)
+DIGITS = Config(data="digits", device="cpu", epochs=20, evaluations=5, histograms=3)  # as the fixture `digits`
+ROOT = Path(data.__file__).parent
+quietly = functools.partial(train, quiet=True)
 
 
-def splits_of(config):
-    dataset = data.load("digits")
-    return {split: data.split_tensors(dataset, split, config.fold, CPU, config.fraction) for split in data.SPLITS}
+def run_main(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == 0
+
+
+def split_of(config, split):
+    return data.split_tensors(data.load("digits"), split, config.fold, torch.device("cpu"), config.fraction)
 
 
 def untrained(config):
-    torch.manual_seed(train_module.random_streams(config.seed, CPU)[0])
+    torch.manual_seed(train_module.random_streams(config.seed, torch.device("cpu"))[0])
     return build_model(config, data.load("digits"))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The folder of a run, with the settings of the fixture `digits`, that nothing has disturbed."""
-    folder = tmp_path_factory.mktemp("whole")
-    train_quietly(Config(data="digits", device="cpu", epochs=20, evaluations=5, histograms=3), folder)
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    quietly(DIGITS, folder)
     return folder
 
 
-# --- what a run is
+@pytest.fixture(scope="module")
+def cut_run(tmp_path_factory):
+    """The folder of a run that was cut off."""
+    return cut_off(quietly, DIGITS, tmp_path_factory.mktemp("cut") / "run", 7)
 
 
-def test_same_seed_same_weights(digits, tmp_path):
+@pytest.fixture(scope="module")
+def weights_after(tmp_path_factory):
+    """Weights after a short run with these settings."""
+
+    @functools.cache
+    def after(**settings):
+        folder = tmp_path_factory.mktemp("short")
+        quietly(replace(DIGITS, epochs=4, evaluations=1, histograms=0, **{"lr": 2e-3} | settings), folder)
+        return weights(folder)
+
+    return after
+
+
+# --- what a run computes
+
+
+def test_same_seed_same_weights_and_looking_changes_nothing(digits, tmp_path):
     config = replace(digits, **EVERYTHING)
-    for name, one in (("a", config), ("b", config), ("other", replace(config, seed=1))):
-        train_quietly(one, tmp_path / name)
-    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
-    assert not same(weights(tmp_path / "a"), weights(tmp_path / "other"))
-
-
-def test_looking_changes_nothing(digits, tmp_path):
-    config = replace(digits, **EVERYTHING)
-    train_quietly(replace(config, evaluations=2, histograms=0), tmp_path / "seldom")
-    train_quietly(replace(config, evaluations=20, histograms=20), tmp_path / "often")
-    train_quietly(replace(config, evaluations=20), tmp_path / "without test", splits=("train", "val"))
-    assert same(weights(tmp_path / "seldom"), weights(tmp_path / "often"))
-    assert same(weights(tmp_path / "seldom"), weights(tmp_path / "without test"))
+    quietly(config, tmp_path / "without test", splits=("train", "val"))
+    for change in ({}, {"seed": 1}, {"evaluations": 1, "histograms": 0}, {"evaluations": 20, "histograms": 20}):
+        quietly(replace(config, **change), tmp_path / str(change))
+        assert same(weights(tmp_path / str(change)), weights(tmp_path / "without test")) == ("seed" not in change)
 
 
 @pytest.mark.parametrize("name", [*EVERYTHING, "optimizer", "momentum", "seed", "fold"])
-def test_every_setting_reaches_the_run(name, digits, tmp_path):
+def test_every_setting_reaches_the_run(name, weights_after):
     value = (EVERYTHING | {"optimizer": "sgd", "momentum": 0.9, "seed": 1, "fold": 1})[name]
-    baseline = replace(digits, lr=2e-3, epochs=4, histograms=0)  # so that one-cycle alone makes a difference
-    if name == "momentum":
-        baseline = replace(baseline, optimizer="sgd")
-    train_quietly(baseline, tmp_path / "without")
-    train_quietly(replace(baseline, **{name: value}), tmp_path / "with")
-    assert not same(weights(tmp_path / "without"), weights(tmp_path / "with"))
-    written = json.loads((tmp_path / "with/config.json").read_text())[name]
-    assert written == (list(value) if isinstance(value, tuple) else value)
+    others = {"optimizer": "sgd"} if name == "momentum" else {}
+    assert not same(weights_after(**others), weights_after(**others, **{name: value}))
 
 
-def test_methods_share_initialisation_and_batches(digits):
-    """At one fold and seed two methods begin with the same weights and see the same batches."""
-    shown = []
-    for config in (digits, replace(digits, dropout=0.5, l2=1e-3)):
-        _, order, _ = train_module.random_streams(config.seed, CPU)
-        batches = data.Batches(*splits_of(config)["train"], 20, order)
-        shown.append((untrained(config).state_dict(), list(batches)))
-    assert same(shown[0][0], shown[1][0])
-    assert all(torch.equal(a[1], b[1]) for a, b in zip(shown[0][1], shown[1][1], strict=True))
+def test_methods_begin_with_the_same_weights(digits):
+    plain = untrained(digits).state_dict()
+    for method in ({"dropout": 0.5}, {"norm": "batch"}, {"l2": 1e-3}, {"rotate": 10.0}):
+        other = untrained(replace(digits, **method)).state_dict()
+        assert all(torch.equal(values, other[name]) for name, values in plain.items())
 
 
 def test_objective_is_cross_entropy_and_penalties(digits):
     config = replace(digits, l1=0.01, l2=0.1)
     model, images, labels = untrained(config), torch.rand(5, 8, 8), torch.arange(5)
-    p = model(images).softmax(1)[range(5), labels]
-    expected = -p.log().mean() + 0.01 * l1_penalty(model) + 0.1 * l2_penalty(model)
+    cost = -model(images).softmax(1)[range(5), labels].log().mean()
+    expected = cost + 0.01 * l1_penalty(model) + 0.1 * l2_penalty(model)
     assert objective(model, images, labels, config).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert objective(model, images, labels, digits).item() == pytest.approx(-p.log().mean().item(), rel=1e-5)
+    assert objective(model, images, labels, digits).item() == pytest.approx(cost.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_the_unregularised_run_has_no_weight_decay(optimizer, digits):
-    """And with --weight-decay, what decays is what L1 and L2 penalise."""
+def test_what_decays_is_what_l1_and_l2_penalise(optimizer, digits):
     model = untrained(replace(digits, norm="layer"))
-    for decay in (0.0, 0.5):
+    for decay in (0.0, 0.5):  # without --weight-decay, none does
         config = replace(digits, optimizer=optimizer, weight_decay=decay, norm="layer")
         optimized, schedule = build_optimizer(model, config, 72)
-        assert [group["weight_decay"] for group in optimized.param_groups] == [decay, 0]
-        decaying = optimized.param_groups[0]["params"]
-        assert set(map(id, decaying)) == set(map(id, penalized_weights(model)))
-        assert sum(len(group["params"]) for group in optimized.param_groups) == len(list(model.parameters()))
+        decaying, others = optimized.param_groups
+        assert (decaying["weight_decay"], others["weight_decay"]) == (decay, 0)
+        assert set(map(id, decaying["params"])) == set(map(id, penalized_weights(model)))
+        assert len(decaying["params"]) + len(others["params"]) == len(list(model.parameters()))
         assert schedule.get_last_lr() == [1e-3, 1e-3], "constant"
 
 
 def test_one_cycle_peaks_at_lr_and_ends_near_zero(digits, tmp_path):
-    config = replace(digits, schedule="one-cycle", lr=1e-2, epochs=40, evaluations=40, histograms=0)
-    train_quietly(config, tmp_path)
+    quietly(replace(digits, schedule="one-cycle", lr=1e-2, epochs=40, evaluations=40, histograms=0), tmp_path)
     rates = [row["lr"] for row in read_rows(tmp_path)]
     assert max(rates) == pytest.approx(1e-2, rel=0.01) and rates.index(max(rates)) in range(10, 15)
     assert rates[-2] < 1e-4 and rates[0] == pytest.approx(1e-2 / 25)
 
 
-def test_adamw_without_weight_decay_is_adam(digits, tmp_path, monkeypatch):
-    config = replace(digits, norm="layer", lr=1e-2)
-    train_quietly(config, tmp_path / "ours")
-
-    def torch_s_adam(model, config, steps):
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-
-    monkeypatch.setattr(train_module, "build_optimizer", torch_s_adam)
-    train_quietly(config, tmp_path / "adam")
-    assert same(weights(tmp_path / "ours"), weights(tmp_path / "adam"))
+def test_adamw_without_weight_decay_is_adam(digits):
+    ours, theirs = untrained(digits), untrained(digits)
+    adam = torch.optim.Adam(theirs.parameters(), lr=digits.lr, fused=True)
+    for model, optimizer in ((ours, build_optimizer(ours, digits, 20)[0]), (theirs, adam)):
+        for _ in range(20):
+            objective(model, *split_of(digits, "train"), digits).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert same(ours.state_dict(), theirs.state_dict()) and not same(ours.state_dict(), untrained(digits).state_dict())
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_l2_under_sgd_is_twice_the_weight_decay(momentum, digits, tmp_path):
-    config = replace(digits, optimizer="sgd", momentum=momentum, lr=0.05, epochs=40, norm="batch")
-    for name, strengths in (("l2", {"l2": 0.01}), ("decay", {"weight_decay": 0.02}), ("half", {"weight_decay": 0.01})):
-        train_quietly(replace(config, **strengths), tmp_path / name)
-    l2, decay, half = (weights(tmp_path / name) for name in ("l2", "decay", "half"))
+def test_l2_under_sgd_is_twice_the_weight_decay_and_under_adam_it_is_not(momentum, weights_after):
+    sgd = {"optimizer": "sgd", "momentum": momentum, "lr": 0.1, "batch_size": 24, "norm": "batch"}
+    kinds = {"l2": 0.1}, {"weight_decay": 0.2}, {"weight_decay": 0.1}
+    l2, decay, half = (weights_after(**sgd, **kind) for kind in kinds)
     assert all(torch.allclose(l2[name], decay[name], atol=1e-5) for name in l2)
     assert not all(torch.allclose(l2[name], half[name], atol=1e-3) for name in l2)
-
-
-def test_l2_under_adam_is_no_weight_decay(digits, tmp_path):
-    for name, strengths in (("l2", {"l2": 0.01}), ("decay", {"weight_decay": 0.02})):
-        train_quietly(replace(digits, lr=1e-2, **strengths), tmp_path / name)
-    l2, decay = weights(tmp_path / "l2"), weights(tmp_path / "decay")
+    l2, decay = (weights_after(lr=1e-2, batch_size=6, **kind) for kind in kinds[:2])
     assert not all(torch.allclose(l2[name], decay[name], atol=1e-2) for name in l2)
 
 
-def test_evaluation_is_in_evaluation_mode_and_leaves_the_mode(digits):
-    model = untrained(replace(digits, dropout=0.5, norm="batch"))
-    images, labels = splits_of(digits)["val"]
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    scores = train_module.evaluate(model, images, labels)
-    assert model.training and same(before, model.state_dict())
+def test_evaluation_is_in_evaluation_mode_leaves_the_mode_and_draws_nothing(digits):
+    model, (images, labels) = untrained(replace(digits, dropout=0.5, norm="batch")), split_of(digits, "val")
+    before, drawn = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    scores = evaluate(model, images, labels)
+    assert model.training and same(before, model.state_dict()) and torch.equal(drawn, torch.get_rng_state())
     logits = model.eval()(images)
     assert scores.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert scores.error == pytest.approx((logits.argmax(1) != labels).double().mean().item())
     assert scores.entropy.shape == labels.shape
-    train_module.evaluate(model, images, labels)
+    evaluate(model, images, labels)
     assert not model.training
 
 
 def test_patience_stops_after_evaluations_without_a_lower_validation_cost(digits, tmp_path):
     config = replace(digits, lr=1e-2, epochs=150, evaluations=50, histograms=0)
-    whole = train_quietly(config, tmp_path / "whole")
-    stopped = train_quietly(replace(config, patience=3), tmp_path / "stopped")
-    assert stopped["status"] == "finished" and stopped["step"] == stopped["last"]["step"] < whole["step"]
-    costs = [row["loss/val"] for row in read_rows(tmp_path / "stopped")]
-    assert costs == [row["loss/val"] for row in read_rows(tmp_path / "whole")][: len(costs)]
-    assert costs.index(min(costs)) == len(costs) - 1 - 3
-    with pytest.raises(Cut):  # while it waits
-        train_quietly(replace(config, patience=3), tmp_path / "cut", on_evaluation=cut_at(stopped["last"]["epoch"] - 1))
-    train_quietly(replace(config, patience=3), tmp_path / "cut")
+    steps = quietly(config, tmp_path / "whole")["step"]
+    config = replace(config, patience=3)
+    stopped = quietly(config, tmp_path / "stopped")
+    assert stopped["status"] == "finished" and stopped["step"] == stopped["last"]["step"] < steps
+    full, costs = ([row["loss/val"] for row in read_rows(tmp_path / name)] for name in ("whole", "stopped"))
+    assert costs == full[: len(costs)] and costs.index(min(costs)) == len(costs) - 1 - 3
+    quietly(config, cut_off(quietly, config, tmp_path / "cut", stopped["last"]["epoch"] - 1))  # while it waits
     assert_equal_runs(tmp_path / "cut", tmp_path / "stopped")
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_numbers_do_not_depend_on_the_caller_s_threads(threads, digits, whole, tmp_path):
-    """Threads and the precision of matrix products are the run's own; afterwards they are the caller's again."""
-    config, seen = replace(digits, threads=threads), set()
+def test_threads_and_precision_are_the_run_s_own(digits, whole, tmp_path):
+    def machine():
+        return torch.get_num_threads(), torch.get_float32_matmul_precision()
 
-    def look(row, best):
-        seen.add((torch.get_num_threads(), torch.get_float32_matmul_precision()))
-
+    seen = []
     torch.set_num_threads(3)
     torch.set_float32_matmul_precision("high")
     try:
-        train_quietly(config, tmp_path / "run", on_evaluation=look)
-        with pytest.raises(Cut):
-            train_quietly(config, tmp_path / "cut", on_evaluation=cut_at(0))
-        assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (3, "high")
+        for threads in (1, 2):
+            config = replace(digits, threads=threads)
+            quietly(config, tmp_path / str(threads), on_evaluation=lambda row, best: seen.append(machine()))
+        cut_off(quietly, digits, tmp_path / "cut", 0)
+        assert machine() == (3, "high"), "afterwards they are the caller's again"
     finally:
         torch.set_float32_matmul_precision("highest")
         torch.set_num_threads(1)
-    assert seen == {(threads, "highest")}
-    if threads == Config().threads:
-        assert same(weights(tmp_path / "run"), weights(whole))
+    assert seen == [(1, "highest")] * 6 + [(2, "highest")] * 6
+    assert same(weights(tmp_path / "1"), weights(whole))
 
 
-class CNN(nn.Module):
-    """A model of one's own: images (N, H, W) in, raw logits (N, classes) out."""
+def test_held_out_images_train_nothing_and_test_images_choose_nothing(digits, tmp_path, monkeypatch):
+    config, cut = replace(digits, epochs=100, lr=1e-2, evaluations=20, histograms=0), data.split_tensors
+    results = {"": quietly(config, tmp_path / "honest")}
+    for wrong in ("val", "test"):
 
-    def __init__(self, classes):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3, padding=1)
-        self.norm = nn.BatchNorm2d(4)
-        self.classifier = nn.Linear(64, classes)
-        self.frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
+        def split_tensors(dataset, split, *more, wrong=wrong):
+            images, labels = cut(dataset, split, *more)
+            return images, (labels + 1) % 10 if split == wrong else labels
 
-    def forward(self, images):
-        x = F.max_pool2d(self.norm(self.conv(images.unsqueeze(1))).relu(), 2)
-        return self.classifier(x.flatten(1))
+        monkeypatch.setattr(data, "split_tensors", split_tensors)
+        results[wrong] = quietly(config, tmp_path / wrong)
+        assert results[wrong]["last"][f"error/{wrong}"] > 0.5 > results[""]["last"][f"error/{wrong}"]
+        assert same(weights(tmp_path / "honest"), weights(tmp_path / wrong))
+    assert results["test"]["best"]["epoch"] == results[""]["best"]["epoch"] < 100
+    assert same(weights(tmp_path / "honest", "best.pt"), weights(tmp_path / "test", "best.pt"))
 
 
-def test_a_model_of_one_s_own_trains_is_observed_and_is_penalised(digits, tmp_path):
-    def train_cnn(config, folder, **more):
-        return train_quietly(config, folder, make_model=lambda config, dataset: CNN(dataset.classes), **more)
+# --- networks of one's own
 
-    config = replace(digits, epochs=60, lr=1e-2)
-    result = train_cnn(config, tmp_path / "cnn")
-    assert result["last"]["loss/train"] < 0.5 * read_rows(tmp_path / "cnn")[0]["loss/train"]
-    steps = points(tmp_path / "cnn")
-    for layer in ("conv1", "linear1"):
-        for tag in ("weights", "input_gradient", "weight_rms", "gradient_rms"):
-            assert len(steps[f"{tag}/{layer}"]) >= 3
-    train_cnn(replace(config, l2=1e-2), tmp_path / "penalised")
-    cnn, penalised = weights(tmp_path / "cnn"), weights(tmp_path / "penalised")
-    for name in ("conv.weight", "classifier.weight"):
-        assert penalised[name].square().sum() < 0.8 * cnn[name].square().sum()
-    with pytest.raises(Cut):
-        train_cnn(config, tmp_path / "cut", on_evaluation=cut_at(evaluation_epochs(60, 5)[3]))
-    train_cnn(config, tmp_path / "cut")
-    assert_equal_runs(tmp_path / "cut", tmp_path / "cnn")
+
+def small(config, dataset):
+    return nn.Sequential(nn.Flatten(), nn.Linear(dataset.in_features, dataset.classes))
+
+
+def lazy(config, dataset):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(20), nn.LazyBatchNorm1d(), nn.ReLU(), nn.LazyLinear(10))
+
+
+def cnn(config, dataset):
+    layers = nn.Unflatten(1, (1, 8)), nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, dataset.classes))
+
+
+@pytest.mark.parametrize(("make", "names"), [(cnn, ["conv1", "linear1"]), (lazy, ["linear1", "linear2"])])
+def test_a_model_of_one_s_own_trains_is_observed_is_penalised_and_goes_on(make, names, digits, tmp_path):
+    config, run = replace(digits, epochs=60, lr=1e-2), functools.partial(quietly, make_model=make)
+    result = run(config, tmp_path / "own")
+    assert result["last"]["loss/train"] < 0.5 * read_rows(tmp_path / "own")[0]["loss/train"]
+    steps = points(tmp_path / "own")
+    assert all(len(steps[f"{tag}/{name}"]) >= 3 for name in names for tag in ("weights", "weight_rms", "gradient_rms"))
+    run(replace(config, l2=1e-2), tmp_path / "penalised")
+    for name in ("1.weight", f"{6 if make is cnn else 4}.weight"):
+        plain, penalised = (weights(tmp_path / kind)[name] for kind in ("own", "penalised"))
+        assert penalised.square().sum() < 0.8 * plain.square().sum()
+    run(config, cut_off(run, config, tmp_path / "cut", evaluation_epochs(60, 5)[3]))
+    assert_equal_runs(tmp_path / "cut", tmp_path / "own")
+
+
+def test_a_model_may_change_its_input(digits, tmp_path):
+    for place in ("out of place", "in place"):
+        first = nn.SiLU(inplace=place == "in place")
+        quietly(digits, tmp_path / place, make_model=lambda *_, first=first: nn.Sequential(first, *small(*_)))
+    assert_equal_runs(tmp_path / "in place", tmp_path / "out of place")
 
 
 # --- what a run writes
@@ -262,81 +261,57 @@ def test_a_model_of_one_s_own_trains_is_observed_and_is_penalised(digits, tmp_pa
 
 def test_the_folder_of_a_run(digits, tmp_path):
     config, folder = replace(digits, l2=1e-3, hidden=(50, 20)), tmp_path / "my-run"
-    result = train_quietly(config, folder)
-    assert result["folder"] == str(folder)
-    files = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    event_files = {path.name for path in folder.glob(EVENT_FILES)}
-    assert files - event_files == {"best.pt", "config.json", "last.pt", "metrics.csv", "result.json"}
-    assert len(event_files) == 1 and not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))
-    settings = json.loads((folder / "config.json").read_text())
-    assert settings.pop("data_sha256") == data.load("digits").sha256
-    assert settings == json.loads(json.dumps(asdict(config)))
+    result = quietly(config, folder)
+    events = [path.name for path in folder.glob(EVENT_FILES)]
+    files = {".lock", "best.pt", "config.json", "last.pt", "metrics.csv", "result.json", *events}
+    assert {path.name for path in folder.iterdir()} == files and len(events) == 1
+    network = {name: list(values.shape) for name, values in weights(folder).items()}
+    identity = asdict(config) | {"hidden": [50, 20], "data_sha256": data.load("digits").sha256, "network": network}
+    assert json.loads((folder / "config.json").read_text()) == identity
+    assert all(torch.load(folder / name, weights_only=True)["identity"] == identity for name in ("best.pt", "last.pt"))
     written = json.loads((folder / "result.json").read_text())
-    assert written == {key: value for key, value in result.items() if key != "folder"}
-    assert written["data"] == "digits" and written["status"] == "finished" and written["device"] == "cpu"
+    assert written | {"folder": str(folder)} == result | {"identity": identity}
+    assert written["data"] == "digits" and written["status"] == "finished" and "torch" in written["versions"]
     assert written["sizes"] == {"train": 72, "val": 1365, "test": 360}
     assert written["parameters"] == 64 * 50 + 50 + 50 * 20 + 20 + 20 * 10 + 10
     rows = read_rows(folder)
     assert [row["epoch"] for row in rows] == [0, 2, 4, 7, 12, 20] == [row["step"] for row in rows]
     assert written["best"] == min(rows, key=lambda row: row["loss/val"]) and written["last"] == rows[-1]
-    assert {f"{measure}/{split}" for measure in ("loss", "error", "mean_entropy") for split in data.SPLITS} < {*rows[0]}
     penalty = 1e-3 * sum(w.square().sum().item() for n, w in weights(folder).items() if "weight" in n)
     assert rows[-1]["penalty/l2"] == pytest.approx(penalty)
-    assert [tuple(w.shape) for n, w in weights(folder).items() if "weight" in n] == [(50, 64), (20, 50), (10, 20)]
-
-
-def test_the_class_s_network_on_digits(digits, tmp_path):
-    assert train_quietly(replace(digits, epochs=1), tmp_path)["parameters"] == 27_710
 
 
 def test_best_and_last_are_the_weights_that_they_say(digits, tmp_path):
-    """An over-fitted run, whose best validation cost comes long before its end."""
-    result = train_quietly(replace(digits, epochs=300, lr=1e-2, evaluations=20), tmp_path)
-    assert result["best"]["epoch"] < 300 and result["best"]["loss/val"] < result["last"]["loss/val"]
+    config = replace(digits, epochs=150, lr=1e-2, evaluations=20, histograms=0)
+    result = quietly(config, tmp_path)
+    assert result["best"]["epoch"] < 150 and result["best"]["loss/val"] < result["last"]["loss/val"], "over-fitted"
     for moment in ("best", "last"):
-        model = untrained(digits)
-        model.load_state_dict(weights(tmp_path, f"{moment}.pt"))
-        assert train_module.evaluate(model, *splits_of(digits)["val"]).loss == pytest.approx(
-            result[moment]["loss/val"], abs=1e-6
-        )
-
-
-def test_test_labels_choose_nothing(digits, tmp_path, monkeypatch):
-    config = replace(digits, epochs=100, lr=1e-2, evaluations=20)
-    honest = train_quietly(config, tmp_path / "honest")
-    dataset = data.load("digits")
-    altered = replace(dataset, test_labels=(dataset.test_labels + 1) % 10)
-    monkeypatch.setattr(data, "load", lambda *_: altered)
-    other = train_quietly(config, tmp_path / "other")
-    assert other["best"]["error/test"] > 0.5 > honest["best"]["error/test"]
-    assert other["best"]["epoch"] == honest["best"]["epoch"]
-    assert all(
-        same(weights(tmp_path / "honest", file), weights(tmp_path / "other", file)) for file in ("best.pt", "last.pt")
-    )
+        model = trained_model(config, data.load("digits"), tmp_path / f"{moment}.pt")
+        cost = evaluate(model, *split_of(digits, "val")).loss
+        assert cost == pytest.approx(result[moment]["loss/val"], abs=1e-6)
 
 
 @pytest.fixture(scope="module")
 def every_tag(tmp_path_factory):
     """The folder of a run that writes all tags that there are."""
     folder = tmp_path_factory.mktemp("every") / "run"
-    config = Config(data="digits", device="cpu", epochs=100, evaluations=10, histograms=5, noise=0.1)
-    train_quietly(config, folder)
+    quietly(replace(DIGITS, epochs=50, evaluations=10, histograms=5, noise=0.1), folder)
     return folder
 
 
 def test_the_event_file(every_tag):
     """Every tag, each as often as it should be there, and no other; one run, one folder; no cards of single dots."""
-    tags = events(every_tag).Tags()
+    tags, steps = events(every_tag).Tags(), points(every_tag)
     linear = [f"linear{number}" for number in (1, 2, 3, 4)]
     curves = {f"{group}/{split}" for group in ("loss", "error", "mean_entropy") for split in data.SPLITS}
     curves |= {"mean_entropy/untrained", "mean_entropy/uniform", "penalty/l1", "penalty/l2", "lr"}
     curves |= {f"weight_rms/{layer}" for layer in linear}
     gradients = {f"gradient_rms/{layer}" for layer in linear}
     assert set(tags["scalars"]) == curves | gradients
-    histograms = {f"{group}/{layer}" for group in ("weights", "input_gradient") for layer in linear}
+    (gradient,) = {tag.split("/")[0] for tag in tags["histograms"] if "input_gradient" in tag}
+    histograms = {f"{group}/{layer}" for group in ("weights", gradient) for layer in linear}
     histograms |= {f"entropy/{split}" for split in data.SPLITS}
     assert set(tags["histograms"]) == histograms | {"entropy/untrained"} and tags["images"] == ["images/augmented"]
-    steps = points(every_tag)
     assert steps["entropy/untrained"] == [0]
     assert all(steps[tag] == steps["loss/val"] for tag in curves) and len(steps["loss/val"]) == 11
     assert all(steps[tag] == steps["loss/val"][:-1] for tag in gradients), "no update follows the last evaluation"
@@ -345,72 +320,39 @@ def test_the_event_file(every_tag):
     assert [path for path in every_tag.parent.rglob("events.*") if path.parent != every_tag] == []
 
 
-def test_the_readme_explains_every_tag(every_tag):
-    readme, tags = (ROOT / "README.md").read_text(), events(every_tag).Tags()
-    groups = {tag.split("/")[0] for kind in ("scalars", "histograms", "images") for tag in tags[kind]}
-    assert [group for group in sorted(groups) if f"`{group}" not in readme] == []
-
-
 def test_curves_and_files_agree(every_tag):
     reader, rows = events(every_tag), read_rows(every_tag)
     for tag in rows[0].keys() - {"epoch", "step", "seconds"}:
         assert [event.value for event in reader.Scalars(tag)] == pytest.approx([row[tag] for row in rows])
 
 
-def test_values_at_step_k_belong_to_the_weights_after_k_updates(digits, tmp_path):
-    train_quietly(replace(digits, histograms=5), tmp_path)
-    reader, model, first_model = events(tmp_path), weights(tmp_path), untrained(digits)
-    last = reader.Histograms("weights/linear1")[-1].histogram_value
-    assert last.num == 6400 and last.sum == pytest.approx(model["linears.0.weight"].double().sum().item(), rel=1e-4)
-    assert reader.Scalars("weight_rms/linear1")[-1].value == pytest.approx(
-        model["linears.0.weight"].square().mean().sqrt().item(), rel=1e-5
-    )
-    first = reader.Histograms("weights/linear1")[0].histogram_value
-    assert first.sum == pytest.approx(first_model.linears[0].weight.double().sum().item(), rel=1e-4)
-
-
-def test_the_entropy_of_the_untrained_model_is_the_reference(digits, tmp_path):
-    train_quietly(digits, tmp_path)
-    reader, (images, labels) = events(tmp_path), splits_of(digits)["val"]
-    expected = train_module.evaluate(untrained(digits), images, labels).entropy
-    reference = [event.value for event in reader.Scalars("mean_entropy/untrained")]
-    assert reference == pytest.approx([expected.mean().item()] * 6) and reference[0] < math.log(10)
+def test_values_at_step_k_belong_to_the_weights_after_k_updates(digits, whole):
+    reader, first = events(whole), untrained(digits)
+    for number, matrix in ((-1, weights(whole)["linears.0.weight"]), (0, first.linears[0].weight)):
+        histogram = reader.Histograms("weights/linear1")[number].histogram_value
+        assert histogram.num == 6400 and histogram.sum == pytest.approx(matrix.double().sum().item(), rel=1e-4)
+        rms = reader.Scalars("weight_rms/linear1")[number].value
+        assert rms == pytest.approx(matrix.square().mean().sqrt().item(), rel=1e-5)
+    expected = evaluate(first, *split_of(digits, "val")).entropy  # the reference of all later ones
+    for tag, value in (("untrained", expected.mean().item()), ("uniform", math.log(10))):
+        assert [event.value for event in reader.Scalars(f"mean_entropy/{tag}")] == pytest.approx([value] * 6)
     histogram = reader.Histograms("entropy/untrained")[0].histogram_value
-    assert histogram == reader.Histograms("entropy/val")[0].histogram_value
     assert histogram.sum == pytest.approx(expected.double().sum().item(), rel=1e-5)
-    assert histogram.max <= math.log(10) + 1e-6
-    assert [event.value for event in reader.Scalars("mean_entropy/uniform")] == pytest.approx([math.log(10)] * 6)
 
 
 def test_input_gradients_are_those_of_the_training_step(digits, tmp_path):
     """The whole fold is one batch here, so the gradient of the first step is that of the untrained model."""
-    config = replace(digits, batch_size=72, l2=1e-3)
-    train_quietly(config, tmp_path)
-    model, inputs = untrained(config), []
+    config, inputs = replace(digits, epochs=1, batch_size=72, l2=1e-3), []
+    quietly(config, tmp_path)
+    model = untrained(config)
     for layer in layers(model).values():
         layer.register_forward_pre_hook(lambda _, arguments: inputs.append(store_grad(arguments[0].clone())))
         layer.register_forward_pre_hook(lambda _, arguments: inputs[-1])
-    objective(model, *splits_of(config)["train"], config).backward()
-    reader = events(tmp_path)
+    objective(model, *split_of(config, "train"), config).backward()
+    assert len(inputs) == 4
     for number, x in enumerate(inputs, start=1):
-        squares = x.grad.double().square().sum().item()
-        written = reader.Histograms(f"input_gradient/linear{number}")[0].histogram_value
-        assert written.sum_squares == pytest.approx(squares, rel=1e-3) and written.num == x.numel()
-        rms = reader.Scalars(f"gradient_rms/linear{number}")[0].value
-        assert rms == pytest.approx(math.sqrt(squares / x.numel()), rel=1e-4)
-    assert number == 4
-
-
-def test_the_hparams_tab(digits, tmp_path):
-    from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
-
-    train_quietly(replace(digits, dropout=0.25, hidden=(50, 20)), tmp_path)
-    reader = events(tmp_path)
-    content = reader.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
-    hparams = parse_session_start_info_plugin_data(content).hparams
-    assert set(hparams) == set(asdict(digits))
-    assert hparams["dropout"].number_value == 0.25 and hparams["hidden"].string_value == "(50, 20)"
-    assert "| dropout | 0.25 |" in reader.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+        written = events(tmp_path).Scalars(f"gradient_rms/linear{number}")[0].value
+        assert written == pytest.approx(x.grad.double().square().mean().sqrt().item(), rel=1e-4)
 
 
 # --- begin, go on, or only read
@@ -419,55 +361,42 @@ def test_the_hparams_tab(digits, tmp_path):
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_run_that_fell_over_goes_on_to_the_same_weights(optimizer, digits, tmp_path):
     config = replace(digits, **EVERYTHING, optimizer=optimizer, momentum=0.9 * (optimizer == "sgd"))
-    train_quietly(config, tmp_path / "whole")
-    for cut in (0, 2, 7, 20):
-        folder = tmp_path / str(cut)
-        with pytest.raises(Cut):
-            train_quietly(config, folder, on_evaluation=cut_at(cut))
+    quietly(config, tmp_path / "whole")
+    for epoch in (0, 2, 7, 20):
+        folder = cut_off(quietly, config, tmp_path / str(epoch), epoch)
         assert not (folder / "result.json").exists()
         torch.rand(3)  # whatever others drew in between
-        train_quietly(config, folder)
+        quietly(config, folder)
         assert_equal_runs(folder, tmp_path / "whole")
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path):
     """kill -9 at random moments, again and again, until the run has come to its end."""
-    config = Config(data="digits", device="cpu", epochs=600, evaluations=60, dropout=0.2, noise=0.1)
-    data.load(config.data)
-    train_quietly(config, tmp_path / "whole")
+    config = replace(DIGITS, epochs=300, evaluations=60, histograms=20, dropout=0.2, noise=0.1)
+    quietly(config, tmp_path / "whole")
     delay, killed = random.Random(0), tmp_path / "killed"
-    for attempt in range(6):
-        saved = modified(killed / "last.pt")
-        process = forked(train_quietly, config, killed)
-        while process.is_alive() and modified(killed / "last.pt") == saved:
+
+    def modified():
+        return (killed / "last.pt").stat().st_mtime_ns if (killed / "last.pt").exists() else 0
+
+    for attempt in range(5):
+        saved, process = modified(), forked(quietly, config, killed)
+        while process.is_alive() and modified() == saved:
             time.sleep(0.002)
         time.sleep(delay.uniform(0, 0.05))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL or attempt > 1, "the run was over before it was killed"
-    train_quietly(config, killed)
+    quietly(config, killed)
     assert_equal_runs(killed, tmp_path / "whole")
     assert not list(killed.glob(".*.tmp"))
-
-
-def modified(path):
-    return path.stat().st_mtime_ns if path.exists() else 0
-
-
-def test_a_run_killed_before_its_first_checkpoint_begins_anew(digits, whole, tmp_path):
-    cut = tmp_path / "cut"
-    shutil.copytree(whole, cut, ignore=shutil.ignore_patterns("*.pt", "result.json"))
-    train_quietly(digits, cut)
-    assert_equal_runs(cut, whole)
 
 
 def test_what_is_saved_has_been_shown(digits, tmp_path, monkeypatch):
     """TensorBoard's thread writes late; a run killed right after a checkpoint must not lack the points before it."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    write, save = RecordWriter.write, train_module.Folder.save
-    monkeypatch.setattr(RecordWriter, "write", lambda *arguments: (time.sleep(0.005), write(*arguments)))
-    shown = []
+    write, save, shown = RecordWriter.write, RunFolder.save, []
 
     def look_and_save(folder, state, streams, progress):
         steps = points(folder.path)
@@ -475,168 +404,122 @@ def test_what_is_saved_has_been_shown(digits, tmp_path, monkeypatch):
         shown.append(progress.epoch)
         save(folder, state, streams, progress)
 
-    monkeypatch.setattr(train_module.Folder, "save", look_and_save)
-    train_quietly(replace(digits, evaluations=20, epochs=5), tmp_path)
-    assert shown == [1, 2, 3, 4, 5]
+    monkeypatch.setattr(RecordWriter, "write", lambda *arguments: (time.sleep(0.002), write(*arguments)))
+    monkeypatch.setattr(RunFolder, "save", look_and_save)
+    quietly(replace(digits, evaluations=20, epochs=3), tmp_path)
+    assert shown == [1, 2, 3]
 
 
-def press_at(epoch):
-    def press(row, best):
-        if row["epoch"] == epoch:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return press
+def press_at(epoch, press):
+    return lambda row, best: press() if row["epoch"] == epoch else None
 
 
-@pytest.mark.parametrize("epoch", [0, 4, 20])
-def test_ctrl_c_saves_and_says_how_to_go_on(epoch, digits, whole, tmp_path):
-    cut = tmp_path / "c u t"
+@pytest.mark.skipif(sys.platform == "win32", reason="there os.kill ends a process, whatever the signal")
+@pytest.mark.parametrize(("epoch", "number"), [(0, "SIGINT"), (4, "SIGINT"), (4, "SIGTERM"), (20, "SIGINT")])
+def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(epoch, number, digits, whole, tmp_path):
+    cut, press = tmp_path / "c u t", press_at(epoch, lambda: os.kill(os.getpid(), getattr(signal, number)))
     if epoch < 20:
         with pytest.raises(KeyboardInterrupt, match=re.escape(f"--resume '{cut}'")):
-            train_quietly(digits, cut, on_evaluation=press_at(epoch))
+            quietly(digits, cut, on_evaluation=press)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert (cut / "last.pt").exists() and not (cut / "result.json").exists()
-        with pytest.raises(SystemExit):
-            main(["--resume", str(cut)])
+        run_main("--resume", cut)
     else:  # nothing is left to interrupt
-        train_quietly(digits, cut, on_evaluation=press_at(epoch))
+        quietly(digits, cut, on_evaluation=press)
     assert_equal_runs(cut, whole)
 
 
-def test_a_finished_run_is_only_read(digits, tmp_path):
-    result = train_quietly(digits, tmp_path)
-    before = contents(tmp_path)
-    assert train_quietly(digits, tmp_path) == result
-    assert contents(tmp_path) == before
+def test_a_worker_s_thread_saves_when_it_is_to_stop(digits, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(shell, "STOP", threading.Event())
+    with ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
+        pool.submit(quietly, digits, tmp_path, on_evaluation=press_at(4, shell.STOP.set)).result()
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["progress"]["epoch"] == 5
+    quietly(digits, tmp_path)
+    assert_equal_runs(tmp_path, whole)
+
+
+def test_a_finished_run_is_only_read(digits, whole):
+    before, result = contents(whole), quietly(digits, whole)
+    assert result["status"] == "finished" and result["last"] == read_rows(whole)[-1]
+    assert contents(whole) == before
 
 
 def test_a_diverged_run_stops_and_keeps_its_files(digits, tmp_path, capfd):
-    result = train_quietly(replace(digits, lr=1e10, epochs=500, evaluations=500), tmp_path)
+    result = quietly(replace(digits, lr=1e10, epochs=500, evaluations=500), tmp_path)
     assert result["status"] == "diverged" and 0 < result["step"] <= 10
     assert result["last"]["epoch"] < result["step"] and math.isfinite(result["last"]["loss/train"])
-    assert json.loads((tmp_path / "result.json").read_text())["status"] == "diverged"
     assert (tmp_path / "metrics.csv").exists() and all(p.isfinite().all() for p in weights(tmp_path).values())
     with pytest.raises(SystemExit) as stop:
         main(["--resume", str(tmp_path)])
     assert stop.value.code == 1 and "try a lower --lr" in capfd.readouterr().out
 
 
-def test_other_settings_or_other_data_are_refused(digits, tmp_path, monkeypatch, capfd):
-    train_quietly(digits, tmp_path / "over")
-    with pytest.raises(Cut):
-        train_quietly(digits, tmp_path / "cut", on_evaluation=cut_at(4))
-    before = contents(tmp_path)
-    for name in ("over", "cut"):
-        with pytest.raises(RunError, match=r"lr 0.001, not 0.01; dropout 0.0, not 0.5; take another name"):
-            train_quietly(replace(digits, lr=0.01, dropout=0.5), tmp_path / name)
-        arguments = ("--data", "digits", "--epochs", 7, "--runs-dir", tmp_path, "--name", name)
-        code, line = refused(capfd, main, *arguments)
-        assert code == 1 and "epochs 20, not 7" in line
-    dataset = data.load("digits")
+def test_a_second_one_at_work_on_a_run_is_refused(digits, whole, tmp_path, capfd):
+    lines = []
+    quietly(digits, tmp_path, on_evaluation=lambda *_: lines.append(refused(capfd, main, "--resume", tmp_path)[1]))
+    assert len(lines) == 6 and all("another process is at work on this run" in line for line in lines)
+    assert_equal_runs(tmp_path, whole)  # no point is there twice
+
+
+# --- nothing of another run passes for this one, and what is damaged is one line
+
+
+@pytest.mark.parametrize("file", ["last.pt", "best.pt", "result.json"])
+def test_a_file_of_another_run_is_refused(file, digits, cut_run, tmp_path, capfd):
+    for name, value in {"seed": 1, "lr": 0.01, "fold": 1, "optimizer": "sgd"}.items():
+        quietly(replace(digits, **{name: value}), tmp_path / name)
+        run = shutil.copytree(cut_run, tmp_path / f"run {name}")
+        shutil.copy(tmp_path / name / file, run)
+        before, line = contents(run), f"{run / file}: is of a run with {name} {value}, not {getattr(digits, name)}"
+        if file == "best.pt":  # who goes on does not read it
+            with pytest.raises(RunError, match=re.escape(line)):
+                trained_model(digits, data.load("digits"), run / file)
+        else:
+            code, found = refused(capfd, main, "--resume", run)
+            assert code == 1 and line in found, found
+        assert contents(run) == before
+
+
+def test_an_edited_config_is_refused(whole, cut_run, tmp_path, capfd):
+    for source, file in ((whole, "result.json"), (cut_run, "last.pt")):
+        run = shutil.copytree(source, tmp_path / file)
+        (run / "config.json").write_text((run / "config.json").read_text().replace('"lr": 0.001', '"lr": 0.002'))
+        before, (code, line) = contents(run), refused(capfd, main, "--resume", run)
+        assert code == 1 and f"{run / file}: is of a run with lr 0.001, not 0.002" in line, line
+        assert contents(run) == before
+
+
+def test_other_settings_or_other_data_are_refused(digits, whole, cut_run, monkeypatch, capfd):
+    dataset, before = data.load("digits"), contents(whole) | contents(cut_run)
     altered = replace(dataset, train_labels=dataset.train_labels[::-1].copy())
-    monkeypatch.setattr(data, "load", lambda *_: altered)
-    for name in ("over", "cut"):
-        with pytest.raises(RunError, match=f"data_sha256 {dataset.sha256}, not {altered.sha256}"):
-            train_quietly(digits, tmp_path / name)
-        assert refused(capfd, main, "--resume", tmp_path / name)[0] == 1
+    for run in (whole, cut_run):
+        with pytest.raises(RunError, match=r"lr 0.001, not 0.01; dropout 0.0, not 0.5; .* take another --name"):
+            quietly(replace(digits, lr=0.01, dropout=0.5), run)
+        with monkeypatch.context() as patch:
+            patch.setattr(data, "load", lambda *_: altered)
+            code, line = refused(capfd, main, "--resume", run)
+        assert code == 1 and "is of a run with other data;" in line
+    assert contents(whole) | contents(cut_run) == before
+
+
+def test_another_network_in_the_same_folder_is_refused(digits, tmp_path, capfd):
+    """One's own run belongs to train(..., make_model=...): no command trains the class's network in its place."""
+    own = functools.partial(quietly, make_model=small)
+    own(digits, tmp_path / "over")
+    for epoch in (0, 7):  # before and after its first checkpoint
+        cut_off(own, digits, tmp_path / f"cut at {epoch}", epoch)
+    before = contents(tmp_path)
+    for run in tmp_path.iterdir():
+        with pytest.raises(RunError, match=r"another network; .* make_model") as refusal:
+            quietly(digits, run, make_model=lazy)
+        code, line = refused(capfd, main, "--resume", run)
+        assert code == 1 and "another network; it goes on under its own settings, and one of your own" in line
+        assert not any(word in line + str(refusal.value) for word in ("damaged", "delete"))
+    with pytest.raises(RunError, match="another network"):
+        trained_model(digits, data.load("digits"), tmp_path / "over/best.pt")
     assert contents(tmp_path) == before
-
-
-def test_two_processes_on_one_run(digits, whole, tmp_path, capfd):
-    """The second is refused in one line, and the points are not doubled."""
-    run, at_work, go = tmp_path / "run", tmp_path / "at work", tmp_path / "go"
-
-    def wait(row, best):
-        at_work.touch()
-        while row["epoch"] == 4 and not go.exists():
-            time.sleep(0.01)
-
-    first = forked(lambda: train_quietly(digits, run, on_evaluation=wait))
-    while first.is_alive() and not at_work.exists():
-        time.sleep(0.01)
-    code, line = refused(capfd, main, "--resume", run)
-    assert code == 1 and "another process is at work on this run" in line
-    go.touch()
-    first.join()
-    assert first.exitcode == 0
-    assert_equal_runs(run, whole)
-
-
-@pytest.mark.parametrize("shift", [-3600, 0, 1, 3600])
-def test_a_clock_that_was_set_back(shift, digits, whole, tmp_path):
-    """TensorBoard reads a run's files in the order of their names, and those begin with the time."""
-    cut = tmp_path / "cut"
-    for epoch in (4, 7, 12):
-        with pytest.raises(Cut):
-            train_quietly(digits, cut, on_evaluation=cut_at(epoch))
-        for path in sorted(cut.glob(EVENT_FILES)):
-            stamp = path.name.split(".")[3]
-            path.rename(cut / path.name.replace(stamp, str(int(stamp) + shift)))
-    began = time.monotonic()
-    train_quietly(digits, cut)
-    assert time.monotonic() - began < 60
-    assert len(list(cut.glob(EVENT_FILES))) == 4
-    assert_equal_runs(cut, whole)
-
-
-# --- bad input: one line, exit code 2 for wrong arguments and 1 for anything else
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--dropout 1.5", ("--dropout 1.5", "0 to 0.99")),
-        ("--l2 -1", ("--l2 -1", "0 to 1000")),
-        ("--l1 nan", ("--l1 nan",)),
-        ("--lr 0", ("--lr 0",)),
-        ("--epochs 0", ("--epochs 0",)),
-        ("--fold 20", ("--fold 20", "0 to 19")),
-        ("--fraction 0.96", ("--fraction 0.96", "0.001 to 0.95")),
-        ("--hidden 0", ("--hidden", "1 to 10000")),
-        ("--norm foo", ("foo", "none", "batch", "layer")),
-        ("--epochs ten", ("--epochs", "ten")),
-        ("--dropuot 0.1", ("--dropuot", "did you mean --dropout")),
-        ("--data mnist --data-dir x", ("--data-dir x", "exclude")),
-        ("--momentum 0.9", ("--momentum 0.9", "--optimizer sgd")),
-        ("--resume runs/x --l2 1e-4", ("--resume runs/x", "drop")),
-    ],
-)
-def test_wrong_arguments(arguments, words, capfd):
-    code, line = refused(capfd, main, *arguments.split())
-    assert code == 2 and all(word in line for word in words), line
-
-
-def test_everything_else_that_is_wrong(digits, tmp_path, capfd):
-    (tmp_path / "file").touch()
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/thesis.txt").write_text("five years of work")
-    here = ("--data", "digits", "--epochs", 2, "--device", "cpu", "--runs-dir", tmp_path)
-    for arguments, words in (
-        ((*here[:-1], tmp_path / "file/runs"), "choose another --runs-dir"),
-        ((*here, "--name", "other"), "holds other things than a run; choose another --name"),
-        ((*here, "--name", "a/b"), "without slashes"),
-        ((*here, "--name", ".."), "--name ..: allowed is the name of a folder"),
-        ((*here, "--name", "n" * 300), "File name too long"),
-        ((*here, "--norm", "batch", "--batch-size", 71), "--batch-size 71"),
-        ((*here, "--device", "mps"), "--device mps: this machine has none"),
-        (("--resume", tmp_path / "nowhere"), "No such file"),
-        (("--resume", tmp_path / "other"), "No such file"),
-        (("--resume", tmp_path / "file"), "Not a directory"),
-        (("--data-dir", tmp_path), "no such file"),
-    ):
-        code, line = refused(capfd, main, *arguments)
-        assert code == 1 and words in line, line
-    assert [path.name for path in (tmp_path / "other").iterdir() if path.name != ".lock"] == ["thesis.txt"]
-
-
-@pytest.fixture(scope="module")
-def cut_run(tmp_path_factory):
-    """The folder of a run that was cut off."""
-    folder = tmp_path_factory.mktemp("cut") / "cut"
-    config = Config(data="digits", device="cpu", epochs=20, evaluations=5, histograms=3)
-    with pytest.raises(Cut):
-        train_quietly(config, folder, on_evaluation=cut_at(7))
-    return folder
+    own(digits, tmp_path / "cut at 0")
+    assert_equal_runs(tmp_path / "cut at 0", tmp_path / "over")
 
 
 class Exploit:
@@ -644,113 +527,66 @@ class Exploit:
         return (exec, ("import os; os.environ['EXECUTED'] = 'yes'",))
 
 
-def altered_json(**changes):
-    return lambda content: json.dumps(json.loads(content) | changes).encode()
-
-
-def altered_checkpoint(change):
-    """`change` of what is in a checkpoint: in place, or by what it returns."""
-
-    def alter(content):
-        checkpoint, file = torch.load(io.BytesIO(content), weights_only=True), io.BytesIO()
-        changed = change(checkpoint)
-        torch.save(checkpoint if changed is None else changed, file)
-        return file.getvalue()
-
-    return alter
-
-
-def flipped(content):
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-
-
-def adam(checkpoint, key=0):
-    return checkpoint["optimizer"]["state"][key]
-
-
 DAMAGES = {
-    "config.json": {
-        "empty": lambda _: b"", "cut": lambda content: content[:50], "list": lambda _: b"[]",
-        "not UTF-8": lambda _: b"\xff", "deep": lambda _: b"[" * 100_000, "choice": altered_json(norm="foo"),
-        "type": altered_json(epochs="many"), "float for int": altered_json(epochs=20.5),
-        "null": altered_json(hidden=None), "list of text": altered_json(hidden=["a"]),
-        "range": altered_json(dropout=7), "unknown": altered_json(color=1), "huge": altered_json(epochs=10**400),
-        "bool": altered_json(seed=True), "digest": altered_json(data_sha256=7), "two lines": altered_json(norm="a\nb"),
-    },
-    "result.json": {
-        "empty": lambda _: b"", "cut": lambda content: content[:50], "list": lambda _: b"[]",
-        "not UTF-8": lambda _: b"\xff", "type": altered_json(step="many"), "null": altered_json(best=None),
-        "choice": altered_json(status="a\nb"),
-        "lacks": lambda _: b"{}", "row": altered_json(best={}), "row's type": altered_json(last={"epoch": "x"}),
-        "sizes": altered_json(sizes={"train": 1, "banana": 2}), "seconds": altered_json(seconds="soon"),
-    },
-    "last.pt": {
-        "empty": lambda _: b"", "cut": lambda content: content[: len(content) // 2], "no zip": lambda _: b"PK",
-        "bit": flipped, "huge": lambda _: b"PK\3\4" + bytes(10**6),
-        "code": altered_checkpoint(lambda _: Exploit()), "list": altered_checkpoint(lambda _: [1]),
-        "number": altered_checkpoint(lambda c: c.update(optimizer=7)),
-        "no optimizer": altered_checkpoint(lambda c: c.__delitem__("optimizer")),
-        "no model": altered_checkpoint(lambda c: c.update(model={})),
-        "no random": altered_checkpoint(lambda c: c.update(random={})),
-        "random": altered_checkpoint(lambda c: c["random"].update(cpu=torch.full_like(c["random"]["cpu"], 255))),
-        "no progress": altered_checkpoint(lambda c: c.__delitem__("progress")),
-        "another shape": altered_checkpoint(lambda c: c["model"].update({"linears.0.weight": torch.rand(100, 63)})),
-        "another type": altered_checkpoint(lambda c: c["model"].update({"linears.0.bias": torch.rand(100).double()})),
-        "Adam's shape": altered_checkpoint(lambda c: adam(c).update(exp_avg=torch.rand(3))),
-        "Adam's type": altered_checkpoint(lambda c: adam(c).update(exp_avg=adam(c)["exp_avg"].double())),
-        "Adam's part": altered_checkpoint(lambda c: adam(c).__delitem__("exp_avg_sq")),
-        "Adam's weights": altered_checkpoint(lambda c: c["optimizer"]["state"].__delitem__(3)),
-        "Adam's memory": altered_checkpoint(lambda c: c["optimizer"].update(state={})),
-        "Adam's key": altered_checkpoint(lambda c: c["optimizer"]["state"].update({99: adam(c)})),
-        "lr": altered_checkpoint(lambda c: c["optimizer"]["param_groups"][0].update(lr="fast")),
-        "groups": altered_checkpoint(lambda c: c["optimizer"]["param_groups"][0].update(params=[0])),
-        "epoch": altered_checkpoint(lambda c: c["progress"].update(epoch=-3)),
-        "late epoch": altered_checkpoint(lambda c: c["progress"].update(epoch=21)),
-        "early epoch": altered_checkpoint(lambda c: c["progress"].update(epoch=3)),
-        "epoch's type": altered_checkpoint(lambda c: c["progress"].update(epoch="7th")),
-        "seconds": altered_checkpoint(lambda c: c["progress"].update(seconds=-1.0)),
-        "seconds' type": altered_checkpoint(lambda c: c["progress"].update(seconds=[])),
-        "rows": altered_checkpoint(lambda c: c["progress"].update(rows=[[]])),
-        "no rows": altered_checkpoint(lambda c: c["progress"].update(rows=[])),
-        "row": altered_checkpoint(lambda c: c["progress"]["rows"][0].__delitem__("mean_entropy/val")),
-        "row's type": altered_checkpoint(lambda c: c["progress"]["rows"][0].update({"loss/val": "low"})),
-        "row's order": altered_checkpoint(lambda c: c["progress"]["rows"].reverse()),
-    },
-}  # fmt: skip
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "a flipped bit": lambda content: content[:100_000] + bytes([content[100_000] ^ 1]) + content[100_001:],
+    "foreign code": lambda content: (torch.save(Exploit(), file := io.BytesIO()), file.getvalue())[1],
+}
 
 
-@pytest.mark.parametrize(("file", "damage"), [(file, damage) for file, all_ in DAMAGES.items() for damage in all_])
-def test_a_damaged_file_is_one_line_and_stays(file, damage, cut_run, tmp_path, capfd):
-    folder = shutil.copytree(cut_run, tmp_path / "cut")
-    if file == "result.json":
-        main_quietly("--resume", folder)
-        capfd.readouterr()
-    path, alter = folder / file, DAMAGES[file][damage]
-    content = path.read_bytes()
-    path.write_bytes(alter(content))
-    before = contents(folder)
-    code, line = refused(capfd, main, "--resume", folder)
-    assert code == 1 and "SHOW_TRACEBACK" not in line, line
-    assert str(path) in line if damage != "digest" else "data_sha256 7, not" in line, line
-    assert contents(folder) == before and "EXECUTED" not in os.environ
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", ["config.json", "result.json", "last.pt"])
+def test_a_damaged_file_is_one_line_and_stays(file, damage, whole, cut_run, tmp_path, capfd):
+    if file != "last.pt" and damage == "a flipped bit":
+        damage = "cut"
+    run = shutil.copytree(whole if file == "result.json" else cut_run, tmp_path / "run")
+    (run / file).write_bytes(DAMAGES[damage]((run / file).read_bytes()))
+    before, (code, line) = contents(run), refused(capfd, main, "--resume", run)
+    assert code == 1 and f"{run / file}: damaged" in line and "SHOW_TRACEBACK" not in line, line
+    assert contents(run) == before and "EXECUTED" not in os.environ
 
 
-def main_quietly(*arguments):
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    assert stop.value.code == 0
+def test_a_checkpoint_may_be_deleted_and_measurements_are_written_anew(cut_run, digits, whole, tmp_path):
+    run = shutil.copytree(cut_run, tmp_path / "run")
+    (run / "metrics.csv").write_bytes(b"\xff,\n\n1")  # nothing reads it to go on
+    (run / "last.pt").unlink()
+    quietly(digits, run)
+    assert_equal_runs(run, whole)
 
 
-def test_damaged_measurements_are_written_anew(cut_run, digits, whole, tmp_path):
-    """Nothing reads metrics.csv to go on; and a checkpoint that cannot be used may be deleted, as its line says."""
-    for name in ("metrics.csv", "last.pt"):
-        folder = shutil.copytree(cut_run, tmp_path / name)
-        (folder / name).write_bytes(b"\xff,\n\n1")
-        if name == "last.pt":
-            (folder / name).unlink()
-        train_quietly(digits, folder)
-        assert_equal_runs(folder, whole)
+# --- bad input: one line, exit code 2 for wrong arguments and 1 for anything else
+
+
+def test_wrong_arguments(capfd):
+    for arguments, words in (
+        ("--dropout 1.5", "--dropout 1.5: allowed is 0 to 0.99"),
+        ("--fold 20", "--fold 20: allowed is 0 to 19"),
+        ("--fraction 0.96", "--fraction 0.96: allowed is 0.001 to 0.95"),
+        ("--hidden 0", "--hidden 0: allowed is 1 to 10000"),
+        ("--norm foo", "invalid choice 'foo' for argument '--norm'. Expected one of ('none', 'batch', 'layer')"),
+        ("--data mnist --data-dir x", "exclude each other; give one of them"),
+        ("--momentum 0.9", "--momentum 0.9: Adam has its own; drop it, or take --optimizer sgd"),
+        ("--resume runs/x --l2 1e-4", "--resume runs/x: has settings of its own; drop the other arguments"),
+    ):
+        code, line = refused(capfd, main, *arguments.split())
+        assert code == 2 and words in line, line
+
+
+def test_everything_else_that_is_wrong(tmp_path, capfd):
+    (tmp_path / "file").touch()
+    here = ("--data", "digits", "--epochs", 2, "--device", "cpu", "--runs-dir", tmp_path)
+    for arguments, words in (
+        ((*here[:-1], tmp_path / "file/runs"), "choose another --runs-dir"),
+        ((*here, "--name", "a/b"), "without slashes"),
+        ((*here, "--name", "n" * 300), "File name too long"),
+        ((*here, "--norm", "batch", "--batch-size", 71), "--batch-size 71"),
+        (("--resume", tmp_path / "nowhere"), "No such file"),
+        (("--resume", tmp_path / "file"), "Not a directory"),
+        (("--data-dir", tmp_path), str(tmp_path)),
+    ):
+        code, line = refused(capfd, main, *arguments)
+        assert code == 1 and words in line and "SHOW_TRACEBACK" not in line, line
 
 
 # --- disks
@@ -763,55 +599,45 @@ def small_disk(tmp_path):
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root can mount a small file system")
+        pytest.skip("only root can mount a small file system, and only on Linux")
     yield place
     subprocess.run(["umount", "--lazy", place], check=True)
 
 
-def fill(path, leave):
-    """Writes to `path` until its disk has `leave` bytes left."""
-    with path.open("wb", buffering=0) as file:
-        try:
-            while shutil.disk_usage(path.parent).free:
-                file.write(bytes(4096))
-        except OSError:
-            pass
-        file.truncate(max(0, path.stat().st_size - leave))
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's
-@pytest.mark.parametrize("kilobytes", [0, 40, 400])
-def test_a_full_disk(kilobytes, small_disk, digits, tmp_path, capfd):
+@pytest.mark.parametrize("left", [0, 200_000])
+def test_a_full_disk(left, small_disk, digits, whole, capfd):
     """One line; and after space is made, the same command goes on to the same result."""
-    config = replace(digits, evaluations=10, histograms=10)
-    train_quietly(config, tmp_path / "whole")
-    ballast, arguments = small_disk / "ballast", [*shlex.split(command(config))[2:], "--runs-dir", small_disk]
+    ballast, run = small_disk / "ballast", small_disk / "run"
+    arguments = [*shlex.split(command(digits))[2:], "--device", "cpu", "--runs-dir", small_disk, "--name", "run"]
 
-    def fill_at_4(row, best):
-        if row["epoch"] == 4:
-            fill(ballast, kilobytes * 1024)
+    def fill(left):
+        with ballast.open("wb", buffering=0) as file:
+            while file.write(bytes(min(4096, max(0, shutil.disk_usage(small_disk).free - left)))):
+                pass
 
     with pytest.raises(OSError, match="No space left"):
-        train_quietly(config, small_disk / "run", on_evaluation=fill_at_4)
-    fill(ballast, 0)
-    code, line = refused(capfd, main, *arguments, "--name", "run")
+        quietly(digits, run, on_evaluation=press_at(4, lambda: fill(left)))
+    fill(0)
+    code, line = refused(capfd, main, *arguments)
     assert code == 1 and "No space left" in line and "SHOW_TRACEBACK" not in line, line
     ballast.unlink()
-    main_quietly(*arguments, "--name", "run")
-    assert_equal_runs(small_disk / "run", tmp_path / "whole")
-    assert not list((small_disk / "run").glob(".*.tmp"))
+    run_main(*arguments)
+    assert_equal_runs(run, whole)
+    assert not list(run.glob(".*.tmp"))
 
 
-def test_a_disk_that_becomes_read_only(small_disk, digits, whole, capfd):
-    with pytest.raises(Cut):
-        train_quietly(digits, small_disk / "cut", on_evaluation=cut_at(4))
+def test_a_disk_that_becomes_read_only(small_disk, whole, cut_run, capfd):
+    """What is cut off is refused in one line; what is over can be read."""
+    shutil.copytree(cut_run, small_disk / "cut")
+    shutil.copytree(whole, small_disk / "over", ignore=shutil.ignore_patterns(".lock"))
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     for arguments in (("--resume", small_disk / "cut"), ("--data", "digits", "--runs-dir", small_disk)):
         code, line = refused(capfd, main, *arguments)
         assert code == 1 and "Read-only file system" in line and str(small_disk) in line, line
-        assert "SHOW_TRACEBACK" not in line
+    run_main("--resume", small_disk / "over")
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
-    main_quietly("--resume", small_disk / "cut")
+    run_main("--resume", small_disk / "cut")
     assert_equal_runs(small_disk / "cut", whole)
 
 
@@ -819,26 +645,22 @@ def test_a_disk_that_becomes_read_only(small_disk, digits, whole, capfd):
 
 
 def test_the_screen_of_a_run(tmp_path, capfd):
-    arguments = ["--data", "digits", "--epochs", "3", "--dropout", "0.2", "--l1", "1e-3", "--l2", "1e-4"]
-    main_quietly(*arguments, "--runs-dir", tmp_path)
+    arguments = ["--data", "digits", "--epochs", "3", "--dropout", "0.2", "--runs-dir", tmp_path]
+    run_main(*arguments, "--l1", "1e-3", "--l2", "1e-4")
     out, err = capfd.readouterr()
     assert err == "", "a progress bar where there is no terminal"
     assert "b = 13.89" in out and "sigma = 8.333" in out  # 1 / (72 * 1e-3) and 1 / sqrt(2 * 72 * 1e-4)
     costs = ("train cost", "val cost", "test cost", "lowest validation cost, epoch 3", "last epoch, 3")
-    for words in (*costs, f"tensorboard --logdir {tmp_path}"):
-        assert words in out
-    assert "python train.py --data digits --fold 1 --epochs 3 --dropout 0.2 --l1 0.001 --l2 0.0001" in out
+    again = "python train.py --data digits --fold 1 --epochs 3 --dropout 0.2 --l1 0.001 --l2 0.0001"
+    assert all(words in out for words in (*costs, f"tensorboard --logdir {tmp_path}", again))
     assert max(map(len, out.splitlines()[:7])) <= 100, "wider than a terminal"
-
-
-def test_no_line_on_priors_without_a_penalty(tmp_path, capfd):
-    main_quietly("--data", "digits", "--epochs", 3, "--runs-dir", tmp_path, "--name", "baseline")
-    assert "a Laplace prior" not in (out := capfd.readouterr().out) and "a Gaussian prior" not in out
+    run_main(*arguments, "--name", "without")
+    assert "prior" not in capfd.readouterr().out, "no penalty, no prior"
 
 
 def test_falling_back_to_digits_is_said_before_and_after(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(data, "fetch_mnist", lambda: (_ for _ in ()).throw(data.DataError("the network is away")))
-    main_quietly("--epochs", 3, "--runs-dir", tmp_path)
+    run_main("--epochs", 3, "--runs-dir", tmp_path)
     err = capfd.readouterr().err
     assert err.count("NOT MNIST") == 2 and err.count("the network is away") == 2
     assert next(tmp_path.glob("data=digits_epochs=3-*")).is_dir()
@@ -846,72 +668,27 @@ def test_falling_back_to_digits_is_said_before_and_after(tmp_path, capfd, monkey
 
 def test_a_command_gives_back_its_settings():
     config = Config(dropout=0.25, l1=1e-6, norm="layer", data_dir="a folder/with 'quotes'", fold=3, hidden=(50, 20))
-    assert parse(Options, shlex.split(command(config))[2:]).config == config
-
-
-def test_folders_are_called_after_what_differs():
-    assert run_name(Config()) == "baseline"
-    assert run_name(Config(hidden=(50, 20), l2=1e-4)) == "hidden=50-20_l2=0.0001"
-    assert run_name(Config(data_dir="/far/away/mine", seed=3)) == "data_dir=mine_seed=3"
-
-
-# --- processes of their own
+    assert shell.parse(TrainOptions, shlex.split(command(config))[2:]).config == config
 
 
 def test_importing_does_no_work():
     """No seed, no download, no parsing; and nothing heavy that a plain run can do without."""
     code = (
         "import sys, torch; before = torch.get_rng_state(); sys.argv = ['x', '--nonsense'];"
-        "import augment, data, model, observe, regularizers, train, support.folder, support.screen, support.shell;"
+        "import augment, data, model, observe, regularizers, train, support.run, support.shell;"
         "assert torch.equal(before, torch.get_rng_state());"
-        "print(sorted({'lightning', 'optuna', 'torchvision', 'datamaestro', 'sklearn'} & set(sys.modules)))"
+        "heavy = {'lightning', 'optuna', 'distributed', 'torchvision', 'datamaestro', 'sklearn', 'matplotlib'};"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout == "[]\n", done.stderr
-
-
-def test_a_closed_pipe_is_quiet(tmp_path):
-    """`train.py --help | head -1`, and a run, with a head that is gone before anything comes."""
-    for arguments in (["--help"], ["--data", "digits", "--epochs", "2", "--runs-dir", str(tmp_path / "runs")]):
-        reader, writer = os.pipe()
-        os.close(reader)
-
-        def piped(writer=writer, arguments=arguments):
-            sys.stdout, sys.stderr = os.fdopen(writer, "w"), (tmp_path / "screen").open("w")
-            os.dup2(writer, 1)
-            main(arguments)
-
-        process = forked(piped)
-        os.close(writer)
-        process.join()
-        assert process.exitcode == 1 and (tmp_path / "screen").read_text() == ""
-
-
-def test_a_run_in_the_background_can_be_interrupted(digits, tmp_path):
-    """A shell starts `script &` with SIGINT ignored; kill -INT stops it all the same, with 130 and one line."""
-    run = tmp_path / "run"
-    arguments = [*shlex.split(command(replace(digits, epochs=2000)))[2:], "--runs-dir", str(tmp_path), "--name", "run"]
-
-    def background():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        sys.stdout = sys.stderr = (tmp_path / "screen").open("w")
-        main(arguments)
-
-    process = forked(background)
-    while process.is_alive() and not (run / "last.pt").exists():
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGINT)
-    process.join()
-    assert process.exitcode == 130
-    assert (tmp_path / "screen").read_text().endswith(f"interrupted; go on with: python train.py --resume {run}\n")
-    assert not (run / "result.json").exists()
 
 
 # --- on real MNIST
 
 
 def test_a_run_on_mnist_overfits(mnist, tmp_path):
-    result = train_quietly(replace(mnist, evaluations=3), tmp_path)
+    result = quietly(replace(mnist, evaluations=3), tmp_path)
     assert result["parameters"] == 99_710
     assert result["sizes"] == {"train": 3000, "val": 57_000, "test": 10_000}
     assert result["best"]["epoch"] < 60 and result["best"]["loss/val"] < result["last"]["loss/val"]

@@ -1,0 +1,203 @@
+"""support/run.py: the folder of a run, whose it is, what stands in its files; and what a run is called."""
+
+import errno
+import json
+import time
+
+import filelock
+import pytest
+import torch
+from helpers import EVERYTHING, contents, forked
+from torch import nn
+
+from support.run import Progress, RunError, RunFolder, new_folder, read_checkpoint, read_json, read_rows, run_name
+from train import Config
+
+IDENTITY = {"lr": 0.1, "hidden": [3, 2], "data_sha256": "abc", "network": {"0.weight": [3, 4]}}
+RESULT = {"status": "finished", "step": 7}
+
+
+def row(epoch, **more):
+    return {"epoch": epoch, "step": 2 * epoch, "loss/val": 0.5, **more}
+
+
+def state_of(make=torch.optim.Adam, seed=0, steps=3, **settings):
+    """A model, trained for some steps, and what trains it."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    optimizer = make(model.parameters(), lr=0.1, **settings)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    for _ in range(steps):
+        model(torch.rand(5, 4)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+    return {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+
+
+def streams():
+    return {"order": torch.Generator().manual_seed(1), "augmentation": torch.Generator().manual_seed(2)}
+
+
+# --- whose folder it is
+
+
+def test_a_run_is_begun_gone_on_with_and_over(tmp_path):
+    path = tmp_path / "a" / "b"
+    for _ in range(2):
+        with RunFolder(path, IDENTITY) as folder:
+            assert folder.result is None and json.loads((path / "config.json").read_text()) == IDENTITY
+    with RunFolder(path, IDENTITY) as folder:
+        assert folder.finish(RESULT) == RESULT
+    with RunFolder(path, IDENTITY) as folder:
+        assert folder.result == RESULT
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lr": 0.2}, "is of a run with lr 0.1, not 0.2; it goes on under its own settings; else take another --name"),
+        ({"hidden": [3]}, r"hidden \[3, 2\], not \[3\]"),
+        ({"new": 1}, "new None, not 1"),
+        ({"data_sha256": "abd"}, "with other data;"),
+        ({"network": {"0.weight": [3, 5]}}, r"with another network; .* of your own through train\(..., make_model="),
+        ({"lr": 0.2, "data_sha256": "abd"}, "lr 0.1, not 0.2; other data"),
+    ],
+)
+@pytest.mark.parametrize("over", [False, True])
+def test_another_run_is_refused_and_told_what_differs(over, change, words, tmp_path):
+    with RunFolder(tmp_path, IDENTITY) as folder:
+        if over:
+            folder.finish(RESULT)
+    before = contents(tmp_path)
+    with pytest.raises(RunError, match=words), RunFolder(tmp_path, IDENTITY | change):
+        pytest.fail("was let in")
+    assert contents(tmp_path) == before
+    with RunFolder(tmp_path, IDENTITY):  # who was refused has left the lock
+        pass
+
+
+def test_one_process_at_a_time(tmp_path):
+    with RunFolder(tmp_path, IDENTITY):
+        with pytest.raises(RunError, match="another process is at work"), RunFolder(tmp_path, IDENTITY):
+            pytest.fail("was let in")
+        process = forked(lambda: RunFolder(tmp_path, IDENTITY).__enter__())
+        process.join()
+        assert process.exitcode == 1
+    with RunFolder(tmp_path, IDENTITY):
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_free_and_its_half_files_go(tmp_path):
+    def work():
+        with RunFolder(tmp_path, IDENTITY):
+            (tmp_path / ".last.pt.99.tmp").write_text("half")
+            time.sleep(60)
+
+    process = forked(work)
+    while process.is_alive() and not list(tmp_path.glob(".last.pt*")):
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    with RunFolder(tmp_path, IDENTITY):
+        assert not list(tmp_path.glob(".last.pt*"))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (NotImplementedError(), "its file system has no locks"),
+        (OSError(errno.ENOLCK, "No locks available"), "No locks available"),
+        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
+    ],
+)
+def test_where_nothing_can_be_locked_or_written_a_finished_run_is_read(error, reason, tmp_path, monkeypatch):
+    with RunFolder(tmp_path / "over", IDENTITY) as folder:
+        folder.finish(RESULT)
+
+    def acquire(*_, **__):
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    with RunFolder(tmp_path / "over", IDENTITY) as folder:
+        assert folder.result == RESULT
+    with (
+        pytest.raises(RunError, match=rf"cannot be used \({reason}.*\); choose another --runs-dir"),
+        RunFolder(tmp_path / "new", IDENTITY),
+    ):
+        pytest.fail("was let in")
+
+
+def test_a_name_is_the_name_of_a_folder(tmp_path, monkeypatch):
+    assert new_folder(tmp_path, "mine", "lr=1") == new_folder(tmp_path, "mine", "lr=2") == tmp_path / "mine"
+    monkeypatch.setattr(time, "strftime", lambda _: "20260101-000000")
+    assert new_folder(tmp_path, "", "lr=1").name == "lr=1-20260101-000000"
+    with pytest.raises(RunError, match="begun in this very second; give one of the two a --name"):
+        new_folder(tmp_path, "", "lr=1")
+    for name in ("a/b", "/etc", "..", "../x"):
+        with pytest.raises(RunError, match=r"--name .*: allowed is the name of a folder"):
+            new_folder(tmp_path, name, "lr=1")
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="choose another --runs-dir"):
+        new_folder(tmp_path / "file", "", "lr=1")
+
+
+# --- what it takes to go on
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [(torch.optim.Adam, {"fused": True}), (torch.optim.SGD, {}), (torch.optim.SGD, {"momentum": 0.9})],
+)
+def test_a_checkpoint_brings_everything_back(make, settings, tmp_path):
+    state, drawn = state_of(make, **settings), streams()
+    torch.rand(3, generator=drawn["order"])
+    with RunFolder(tmp_path, IDENTITY) as folder:
+        assert folder.go_on(state_of(make, seed=1, steps=0, **settings), streams()) == Progress(0, [], 0.0)
+        torch.manual_seed(7)
+        folder.save(state, drawn, Progress(3, [row(0), row(2)], 1.5))
+        expected = [torch.rand(3), *(torch.rand(3, generator=one) for one in drawn.values())]
+        fresh, again = state_of(make, seed=1, steps=0, **settings), streams()
+        progress = folder.go_on(fresh, again)
+    assert progress == Progress(3, [row(0), row(2)], 1.5) and isinstance(progress.rows[0]["epoch"], int)
+    found = [torch.rand(3), *(torch.rand(3, generator=one) for one in again.values())]
+    assert all(map(torch.equal, expected, found))
+    for name, part in state.items():
+        assert str(part.state_dict()) == str(fresh[name].state_dict())
+
+
+def test_a_checkpoint_that_lacks_something_or_is_none_is_one_line(tmp_path):
+    with RunFolder(tmp_path, IDENTITY) as folder:
+        torch.save({"model": {}, "identity": IDENTITY}, tmp_path / "last.pt")
+        with pytest.raises(RunError, match=r"last\.pt: damaged, or no checkpoint .*; delete it to begin the run anew"):
+            folder.go_on(state_of(), streams())
+        torch.save([1, 2], tmp_path / "last.pt")
+        with pytest.raises(RunError, match=r"last\.pt: does not say which run it belongs to"):
+            folder.go_on(state_of(), streams())
+    with pytest.raises(RunError, match="no such file; give the folder of a run"):
+        read_checkpoint(tmp_path / "nowhere.pt", IDENTITY)
+
+
+# --- reading
+
+
+def test_measurements_are_read_as_they_were_written(tmp_path):
+    rows = [row(0, **{"loss/test": 1 / 3}), row(2, **{"loss/test": 1e-30})]
+    with RunFolder(tmp_path, IDENTITY) as folder:
+        folder.write_rows(rows)
+    assert read_rows(tmp_path) == rows
+    for content in (b"a,b\n1,x\n", b"a,b\n1\n", b"a,b\n\xff,1\n"):
+        (tmp_path / "metrics.csv").write_bytes(content)
+        with pytest.raises(RunError, match=r"metrics\.csv: damaged; begin the run anew"):
+            read_rows(tmp_path)
+    for read, name in ((read_rows, tmp_path / "nowhere"), (read_json, tmp_path / "nowhere.json")):
+        with pytest.raises(RunError, match="No such file or directory; give the folder of a run"):
+            read(name)
+
+
+def test_folders_are_called_after_what_differs():
+    assert run_name(Config()) == "recipe"
+    assert run_name(Config(hidden=(50, 20), l2=1e-4)) == "hidden=50-20_l2=0.0001"
+    assert run_name(Config(data_dir="/far/away/mine", seed=3)) == "data_dir=mine_seed=3"
+    many = run_name(Config(**EVERYTHING))
+    assert len(many) + len("-20260101-000000") <= 60 and many.startswith("fra0.1_hid40-30_")
