@@ -318,6 +318,7 @@ def train(
                     if interrupted.is_set():
                         raise KeyboardInterrupt(f"go on with: python train.py --resume {shlex.quote(str(folder))}")
                     if epoch in moments:
+                        model.eval()  # in training mode, whoever reads a weight of spectral_norm's changes it
                         scores = {split: evaluate(model, *tensors[split]) for split in splits}
                         row = {"epoch": epoch, "step": step, "lr": optimizer.param_groups[0]["lr"]}
                         row |= measurement(model, scores, config, dataset.classes, rows[0] if rows else None)

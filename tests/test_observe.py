@@ -5,7 +5,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
-from helpers import events, points
+from helpers import events, points, same, weights
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
@@ -13,12 +13,13 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 import observe
 from model import MLP, entropy, store_grad
 from observe import EVENT_FILES, Recorder, evaluation_epochs, histogram_epochs, layers, rms
+from train import Config, train
 
 
 @pytest.mark.parametrize(("epochs", "count"), [(1000, 30), (1000, 50), (1000, 1), (20, 50), (1, 1), (37, 12), (60, 60)])
 def test_evaluations_go_from_the_untrained_model_to_the_end(epochs, count):
     chosen = evaluation_epochs(epochs, count)
-    assert chosen[0] == 0 and chosen[-1] == epochs
+    assert (chosen[0], chosen[-1]) == (0, epochs)
     assert len(chosen) == min(count, epochs) + 1 and (np.diff(chosen) > 0).all()
 
 
@@ -43,9 +44,9 @@ def test_layers_are_numbered_from_the_pixels_on_and_each_is_there_once():
     assert list(layers(model)) == ["conv1", "conv2", "linear1", "linear2"] and layers(model)["conv2"] is own
 
 
-def test_rms():
-    assert rms(torch.tensor([[3.0, 4.0], [0.0, 0.0]])) == pytest.approx(2.5)
-    assert rms(torch.full((4,), 1e-5, dtype=torch.half)) == pytest.approx(1e-5, rel=1e-2), "its square is 0 in half"
+@pytest.mark.parametrize(("scale", "dtype"), [(1, torch.float), (1e-5, torch.half)])  # in half, 1e-5 squared is 0
+def test_rms(scale, dtype):
+    assert rms(scale * torch.tensor([[3, 4], [0, 0]], dtype=dtype)) == pytest.approx(2.5 * scale, rel=1e-2)
 
 
 def test_histograms_hold_every_weight_and_every_entropy(tmp_path):
@@ -61,17 +62,15 @@ def test_histograms_hold_every_weight_and_every_entropy(tmp_path):
     assert first.histogram_value.bucket[-1] == 50, "as good as ln 10"
     for value in (first.histogram_value, last.histogram_value):
         assert value.num == sum(value.bucket) == 50 and value.min == 0 and value.max <= math.log(10) + 1e-6
-    written, weights = reader.Histograms("weights/linear1")[0].histogram_value, model.linears[0].weight.detach()
-    assert (written.num, written.min, written.max) == (6400, weights.min(), weights.max())
+    written, drawn = reader.Histograms("weights/linear1")[0].histogram_value, model.linears[0].weight.detach()
+    assert (written.num, written.min, written.max) == (6400, drawn.min(), drawn.max())
 
 
-@pytest.mark.parametrize(("values", "finite"), [([math.nan, -math.inf], []), ([math.nan, 1, 1], [2]), ([0], [1])])
-def test_a_histogram_is_one_of_the_finite_values(values, finite, tmp_path):
+@pytest.mark.parametrize(("values", "any_finite"), [([math.nan, -math.inf], 0), ([math.nan, 1], 1), ([0], 1)])
+def test_a_histogram_is_one_of_the_finite_values(values, any_finite, tmp_path):
     with closing(Recorder(tmp_path)) as recorder:
         recorder.histogram("some", torch.tensor(values, dtype=torch.bfloat16), 0)
-    reader = events(tmp_path)
-    tags = reader.Tags()["histograms"]
-    assert [event.histogram_value.num for tag in tags for event in reader.Histograms(tag)] == finite
+    assert points(tmp_path) == ({"some": [0]} if any_finite else {})
 
 
 class Flexible(nn.Linear):
@@ -79,15 +78,11 @@ class Flexible(nn.Linear):
         return super().forward(x.sub_(0.5) if in_place else x.float()) * scale
 
 
-class Odd(nn.Module):
+class Odd(nn.ModuleList):
     """The first five layers have no gradient at a first argument that holds real numbers; the other four do."""
 
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.ModuleList(Flexible(4, 4) for _ in range(9))
-
     def forward(self, images):
-        frozen, detached, unused, keyword, whole, two, in_place, twice, head = self.layers
+        frozen, detached, unused, keyword, whole, two, in_place, twice, head = self
         with torch.no_grad():
             x = frozen(images)
         unused(images)
@@ -101,7 +96,7 @@ def test_looking_at_the_inputs_stops_nothing_and_changes_nothing(histograms, tmp
 
     def gradients(step, looked_at):
         torch.manual_seed(0)
-        model, images = Odd(), torch.rand(5, 4)
+        model, images = Odd(Flexible(4, 4) for _ in range(9)), torch.rand(5, 4)
         looked = model, lambda x: kept.append(store_grad(x)) or x, step, looked_at, histograms
         with recorder.input_gradients(*looked):
             model(images).square().sum().backward()
@@ -123,20 +118,29 @@ def test_looking_at_the_inputs_stops_nothing_and_changes_nothing(histograms, tmp
         assert (written.num, written.sum) == (len(sizes), pytest.approx(sizes.sum().item(), rel=1e-4))
 
 
-def test_a_picture_of_augmented_images(tmp_path):
-    with closing(Recorder(tmp_path)) as recorder:
-        recorder.images(torch.rand(3, 5, 8, 8) * 3 - 1)
-    (picture,) = events(tmp_path).Images("images/augmented")
-    assert (picture.height, picture.width) == (3 * 10 + 2, 5 * 10 + 2)
+def test_weights_that_are_computed_stay_as_they_are(tmp_path):
+    """In training mode, whoever reads a weight of spectral_norm's changes it."""
+
+    def spectral_net(config, dataset):
+        return nn.Sequential(nn.Flatten(), spectral_norm(nn.Linear(64, 10)))
+
+    for often in (1, 4):
+        config = Config(data="digits", device="cpu", epochs=4, evaluations=often, histograms=often)
+        train(config, tmp_path / str(often), quiet=True, make_model=spectral_net)
+    assert same(weights(tmp_path / "1"), weights(tmp_path / "4"))
 
 
-def test_all_augmentations_are_one_setting_of_the_hparams_tab(tmp_path):
-    """That tab shows five of the settings that differ, by name: with each augmentation apart, `norm` was never seen."""
+def test_what_is_written_once_a_run(tmp_path):
+    """HPARAMS shows five settings of those that differ, by name: behind six augmentations, `norm` was never seen."""
     with closing(Recorder(tmp_path)) as recorder:
         recorder.settings({"norm": "batch", "noise": 0.3, "rotate": 15.0, "zoom": 0.0}, ("noise", "rotate", "zoom"))
-    content = events(tmp_path).SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
+        recorder.images(torch.rand(3, 5, 8, 8) * 3 - 1)
+    reader = events(tmp_path)
+    content = reader.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
     shown = parse_session_start_info_plugin_data(content).hparams.items()
     assert {name: one.string_value for name, one in shown} == {"norm": "batch", "augment": "noise=0.3 rotate=15"}
+    (picture,) = reader.Images("images/augmented")
+    assert (picture.height, picture.width) == (3 * 10 + 2, 5 * 10 + 2)
 
 
 def test_what_comes_again_replaces_what_was(tmp_path):
@@ -148,8 +152,8 @@ def test_what_comes_again_replaces_what_was(tmp_path):
             for step in range(first, last):
                 recorder.scalars({"epoch": step, "step": step, "seconds": 0.0, "loss/val": float(attempt)})
     reader = events(tmp_path)
-    assert [event.value for event in reader.Scalars("loss/val")] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
-    assert points(tmp_path) == {"loss/val": [*range(9)]}
+    found = [(event.step, event.value) for event in reader.Scalars("loss/val")]
+    assert found == [*enumerate([1, 1, 1, 2, 2, 2, 3, 3, 3])] and reader.Tags()["scalars"] == ["loss/val"]
     assert len(list(tmp_path.glob(EVENT_FILES))) == 3 and len(reader.Tensors("config/text_summary")) == 1
 
 
