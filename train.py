@@ -30,24 +30,8 @@ from augment import augment
 from data import FOLDS, FRACTIONS  # within Config `data` is a setting
 from model import MLP, entropy, store_grad
 from regularizers import l1_penalty, l2_penalty, penalized_weights
-from support.run import (
-    Progress,
-    Row,
-    RunError,
-    RunFolder,
-    announce,
-    check_batches,
-    circumstances,
-    identity_of,
-    machine,
-    new_folder,
-    read_checkpoint,
-    read_json,
-    resolved,
-    run_name,
-    summarize,
-    warn,
-)
+from support import run
+from support.run import Row, RunError
 from support.shell import Folder, between, checked, errors_in_one_line, interrupts, parse, wrong_arguments
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -121,7 +105,7 @@ def build_model(config: Config, dataset: data.Dataset) -> nn.Module:
 def trained_model(config: Config, dataset: data.Dataset, path: Path) -> nn.Module:
     """The MLP of `config` with the weights in `path`, a best.pt or last.pt; RunError if they are another run's."""
     model = build_model(config, dataset)
-    model.load_state_dict(read_checkpoint(path, identity_of(config, dataset, model))["model"])
+    model.load_state_dict(run.read_checkpoint(path, run.identity_of(config, dataset, model))["model"])
     return model
 
 
@@ -228,7 +212,7 @@ def best(rows: Sequence[Row]) -> Row:
     return min(rows, key=lambda row: row["loss/val"])
 
 
-def record(rows: list[Row], folder: RunFolder, recorder: observe.Recorder, model: nn.Module, scores=None) -> None:
+def record(rows: list[Row], folder: run.RunFolder, recorder: observe.Recorder, model: nn.Module, scores=None) -> None:
     """Writes the last of `rows` wherever it belongs: metrics.csv, TensorBoard, best.pt; histograms with `scores`."""
     row = rows[-1]
     folder.write_rows(rows)
@@ -275,7 +259,7 @@ def train(
         data.DataError, RunError: with one line for the user; RunError if the folder is that of another run.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved; the message says how to go on.
     """
-    config, dataset = resolved(config)
+    config, dataset = run.resolved(config)
     device = torch.device(config.device)
     init, order, augmentation = random_streams(config.seed, device)
     torch.manual_seed(init)
@@ -283,12 +267,12 @@ def train(
     if any(isinstance(weights, nn.UninitializedParameter) for weights in model.parameters()):
         predict(model, torch.zeros(1, *dataset.train_images.shape[1:]))  # lazy layers learn their sizes
     model = model.to(device)
-    with machine(config), RunFolder(Path(folder), identity_of(config, dataset, model)) as opened:
+    with run.machine(config), run.RunFolder(Path(folder), run.identity_of(config, dataset, model)) as opened:
         if opened.result:
             return opened.result | {"folder": str(folder)}
         tensors = {split: data.split_tensors(dataset, split, config.fold, device, config.fraction) for split in splits}
         sizes = {split: len(labels) for split, (_, labels) in tensors.items()}
-        check_batches(config, sizes["train"])
+        run.check_batches(config, sizes["train"])
         batches = data.Batches(*tensors["train"], config.batch_size, order)
         optimizer, scheduler = build_optimizer(model, config, config.epochs * len(batches))
         state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
@@ -302,7 +286,7 @@ def train(
         if not rows:
             introduce(recorder, config, tensors["train"][0])
         if not quiet:
-            announce(config, dataset, model, sizes)
+            run.announce(config, dataset, model, sizes)
 
         bar = tqdm(total=config.epochs, initial=progress.epoch, unit="epoch", smoothing=0, disable=quiet or None)
         status, step = "finished", 0
@@ -310,11 +294,9 @@ def train(
             with interrupts() as interrupted, bar:
                 for epoch in range(progress.epoch, config.epochs + 1):  # once more than it trains: the last only looks
                     step = epoch * len(batches)
-                    if epoch and (
-                        epoch in moments or interrupted.is_set()
-                    ):  # before looking: to go on is to look again
+                    if epoch and (epoch in moments or interrupted.is_set()):  # to go on is to look again
                         recorder.flush()  # TensorBoard's thread writes late; what is saved must have been shown
-                        opened.save(state, streams, Progress(epoch, rows, time.perf_counter() - since))
+                        opened.save(state, streams, run.Progress(epoch, rows, time.perf_counter() - since))
                     if interrupted.is_set():
                         raise KeyboardInterrupt(f"go on with: python train.py --resume {shlex.quote(str(folder))}")
                     if epoch in moments:
@@ -352,11 +334,9 @@ def train(
             status, step = "diverged", diverged.args[0]
         finally:
             recorder.close()
-        seconds = time.perf_counter() - since
         result = {"status": status, "step": step, "data": dataset.name, "fold": config.fold, "seed": config.seed}
-        result |= {"sizes": sizes, "best": best(rows), "last": rows[-1], "seconds": seconds} | circumstances(
-            model, device
-        )
+        result |= {"sizes": sizes, "best": best(rows), "last": rows[-1], "seconds": time.perf_counter() - since}
+        result |= run.circumstances(model, device)
         return opened.finish(result) | {"folder": str(folder)}
 
 
@@ -376,7 +356,7 @@ class TrainOptions:
 def read_config(folder: Path) -> Config:
     """The settings of the run in `folder`; RunError with one line if there are none."""
     path = folder / "config.json"
-    saved = read_json(path)
+    saved = run.read_json(path)
     try:
         return Config(**{name: saved[name] for name in asdict(Config())} | {"hidden": tuple(saved["hidden"])})
     except (KeyError, TypeError, ValueError) as error:
@@ -389,14 +369,14 @@ def launch(options: TrainOptions, trainer: Callable[..., dict], script: str) -> 
         if TrainOptions(options.config, options.runs_dir, options.name) != TrainOptions():
             wrong_arguments(f"--resume {options.resume}: has settings of its own; drop the other arguments")
         folder = Path(options.resume)
-        config, dataset = resolved(read_config(folder))
+        config, dataset = run.resolved(read_config(folder))
     else:
-        config, dataset = resolved(options.config)
-        warn(dataset)  # before and after: one of the two will be seen
-        folder = new_folder(options.runs_dir, options.name, run_name(config))
+        config, dataset = run.resolved(options.config)
+        run.warn(dataset)  # before and after: one of the two will be seen
+        folder = run.new_folder(options.runs_dir, options.name, run.run_name(config))
     result = trainer(config, folder)
-    summarize(result, config, script)
-    warn(dataset)
+    run.summarize(result, config, script)
+    run.warn(dataset)
     sys.exit(result["status"] == "diverged")
 
 

@@ -38,8 +38,9 @@ import compare
 import data
 import train
 from augment import SIMARD_SIGMA
+from support.run import RunError, machine, warn
 from support.shell import errors_in_one_line, parse
-from train_lightning import LitMLP
+from train_lightning import LitMLP, MNISTData
 
 CPU = torch.device("cpu")
 # What importing Lightning sets: every step of an optimiser then looks for a driver, 0.14 ms where there is no GPU.
@@ -170,7 +171,7 @@ def ours(problem: Problem, **settings) -> Contender:
 
     @timed
     def turn(epochs: int) -> None:
-        with train.machine(config):
+        with machine(config):
             for _ in range(epochs):
                 losses = []
                 for images, labels in batches:
@@ -236,11 +237,11 @@ class Stopwatch(lightning.Callback):
         self.seconds += time.process_time()
 
 
-def fit(module: lightning.LightningModule, batches: Iterable, epochs: int) -> float:
+def fit(module: lightning.LightningModule, batches: Iterable | lightning.LightningDataModule, epochs: int) -> float:
     """Seconds that Lightning's Trainer takes with nothing switched on."""
     stopwatch = Stopwatch()
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = lightning.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=[stopwatch], **off)
+    trainer = lightning.Trainer(max_epochs=epochs, accelerator="cpu", limit_val_batches=0, callbacks=[stopwatch], **off)
     usual = {} if isinstance(module, LitMLP) else LIGHTNING  # which train_lightning.py takes back
     with patch.dict(os.environ, usual):
         trainer.fit(module, batches)
@@ -254,10 +255,8 @@ def usual_lightning(problem: Problem) -> Contender:
 
 
 def our_lightning(problem: Problem) -> Contender:
-    """Lightning's Trainer over the module of train_lightning.py and this project's batches in memory."""
-    batches = data.Batches(problem.images, problem.labels, problem.config.batch_size, torch.Generator())
-    steps = problem.config.epochs * len(batches)
-    return lambda epochs: fit(LitMLP(problem.config, problem.dataset, steps), batches, epochs)
+    """Lightning's Trainer over the module of train_lightning.py and its batches in memory."""
+    return lambda epochs: fit(LitMLP(problem.config, problem.dataset), MNISTData(problem.config), epochs)
 
 
 def scikit_learn(problem: Problem) -> Contender:
@@ -427,14 +426,14 @@ def surroundings() -> Iterator[None]:
 
 def main(argv: list[str] | None = None) -> dict[str, Table]:
     """Prints the tables, and returns them."""
-    with errors_in_one_line(data.DataError, train.RunError):
+    with errors_in_one_line(data.DataError, RunError):
         options = parse(Options, argv)
         length = QUICK if options.quick else FULL
         dataset = data.load(options.data)
-        train.warn(dataset)
+        warn(dataset)
         config = train.Config(data=dataset.name, device="cpu", threads=1)
         problem = Problem(dataset, *data.split_tensors(dataset, "train", config.fold, CPU), config)
-        with train.machine(config), surroundings():
+        with machine(config), surroundings():
             describe(problem)
             tables = {"augmentation": augmentation_table, "step": step_table, "run": run_table}
             return {name: table(problem, length) for name, table in tables.items()}

@@ -118,7 +118,7 @@ def simard(alpha, height, width, count):
     return gaussian_filter(uniform, (0, SIMARD_SIGMA, SIMARD_SIGMA), mode="constant", truncate=20)
 
 
-@pytest.mark.parametrize(("height", "width"), [(28, 28), (8, 8), (20, 31)])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (20, 31)])
 def test_elastic_displacements_have_the_covariance_of_simard_s(height, width):
     """Variance at every pixel, and correlation of the middle one with all others in its row and its column."""
     count = 8_000
