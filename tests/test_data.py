@@ -236,7 +236,7 @@ def read(folder) -> data.Dataset:
 
 def test_any_data_set_in_the_format_is_read(folder, arrays):
     (folder / IDX_NAMES[0]).unlink()
-    (folder / f"{IDX_NAMES[0]}.gz").write_bytes(gzip.compress(idx_bytes(arrays[0])))
+    (folder / f"{IDX_NAMES[0]}.gz").write_bytes(gzip.compress(idx_bytes(arrays[0]), mtime=0))
     dataset = read(folder)
     assert dataset.name == folder.name and dataset.classes == 5 and dataset.in_features == 120
     found = [dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels]
@@ -264,7 +264,7 @@ def test_usual_names_and_folders_are_found(folder, layout):
         new.parent.mkdir(parents=True, exist_ok=True)
         raw = (folder / name).read_bytes()
         (folder / name).unlink()
-        new.write_bytes(gzip.compress(raw) if new.suffix == ".gz" else raw)
+        new.write_bytes(gzip.compress(raw, mtime=0) if new.suffix == ".gz" else raw)
     load.cache_clear()
     assert read(folder).sha256 == whole
 
@@ -282,7 +282,7 @@ def edited(change, packed=False):
     def damage(path: Path) -> None:
         raw = change(path.read_bytes())
         path.unlink()
-        path.with_name(path.name + ".gz" * packed).write_bytes(gzip.compress(raw) if packed else raw)
+        path.with_name(path.name + ".gz" * packed).write_bytes(gzip.compress(raw, mtime=0) if packed else raw)
 
     return damage
 
@@ -290,7 +290,7 @@ def edited(change, packed=False):
 def gz(change):
     """Puts change(a whole .gz file) in the place of a plain one."""
     return lambda path: (
-        path.with_name(f"{path.name}.gz").write_bytes(change(gzip.compress(path.read_bytes()))),
+        path.with_name(f"{path.name}.gz").write_bytes(change(gzip.compress(path.read_bytes(), mtime=0))),
         path.unlink(),
     )
 
@@ -381,7 +381,7 @@ def network(tmp_path, arrays, monkeypatch):
     from datamaestro.definitions import AbstractDataset
 
     raw = [idx_bytes(array) for array in arrays]
-    network = Network({f"{name}.gz": gzip.compress(one) for name, one in zip(IDX_NAMES, raw, strict=True)})
+    network = Network({f"{name}.gz": gzip.compress(one, mtime=0) for name, one in zip(IDX_NAMES, raw, strict=True)})
     digests = [hashlib.sha256(one).hexdigest() for one in raw]
     monkeypatch.setattr(requests, "get", network.get)
     monkeypatch.setattr(files, "MNIST_SHA256", dict(zip(files.MNIST_SHA256, digests, strict=True)))
@@ -436,7 +436,7 @@ def test_a_damaged_cache_says_what_to_delete(network, cache):
     assert load("mnist").sha256 == whole and len(network.asked) == 5
 
 
-@pytest.mark.parametrize("served", [None, b"", b"<html>log in</html>", "half", gzip.compress(b"another file")])
+@pytest.mark.parametrize("served", [None, b"", b"<html>log in</html>", "half", gzip.compress(b"another file", mtime=0)])
 def test_a_broken_download_leaves_nothing_and_does_not_stay_broken(network, cache, served):
     name = "train-labels-idx1-ubyte.gz"
     whole = network.files.pop(name)
