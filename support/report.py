@@ -116,7 +116,7 @@ def write_runs(folder: Path, runs: Sequence[dict]) -> None:
 def write_tuned(path: Path, rows: Sequence[dict], settings: Sequence[str], folds: Sequence[int]) -> None:
     """tuned.csv: every point of `rows`, its `settings` and its errors on `folds`, and if chosen, at which borders.
 
-    `command` is all that it sets, as arguments of train.py; `processor` says where it was measured.
+    `command` runs it on the first fold; `processor` says where it was measured.
     """
     lines = []
     for row in rows:
@@ -216,44 +216,41 @@ def difference_cells(one: Difference | None) -> list[str]:
 
 
 VERDICT_NOTE = (
-    "Differences of test errors are paired by fold: Hodges-Lehmann estimate and the 95 % interval of the exact "
-    f"signed-rank test, from {LEAST_PAIRS} folds on. Won: folds with a lower error, ties counted half. p: of that "
-    "test, corrected for the number of rows (Holm). Verdict: better or worse where p < 0.05, equal where the 90 % "
-    f"interval lies within ±{100 * MARGIN:g} points, else undecided; the first speaks of the sign and the second of "
-    f'the size, and "< {100 * MARGIN:g}" behind better or worse means that both hold.'
+    "Differences of test errors are paired by fold: Hodges-Lehmann estimate with the 95 % interval of the exact "
+    "signed-rank test. Won: folds with a lower error, ties counted half. p: of that test, corrected for the number of "
+    f"rows (Holm). Better or worse: p < 0.05; equal: the 90 % interval lies within ±{100 * MARGIN:g} points; "
+    f'"< {100 * MARGIN:g}": both hold, since the one speaks of the sign and the other of the size.'
 )
 METHODS_NOTE = (
-    "Test error after the last epoch: median over the folds, in brackets the mean; methods in the order of the "
-    f'validation error under their better schedule. Difference to "{PLAIN}" under the same schedule. Intervals are '
-    "over folds: other training images, initialisations and orders. All runs share one test set: an error of 5 % on "
-    "10,000 images has a binomial standard error of 0.22 points. The tests behind the verdicts are in tests.md."
+    "Test error after the last epoch: median over the folds, in brackets the mean; in the order of the validation "
+    f'error under the better schedule. Difference to "{PLAIN}" under the same schedule; tests.md has p and more. '
+    "Intervals are over folds: other training images, initialisations and orders. All runs share one test set: an "
+    "error of 5 % on 10,000 images has a binomial standard error of 0.22 points."
 )
 BEST_NOTE = (
     "Each method under the schedule with the lower validation error; medians over the folds. The command is that of "
     "fold 0; with `--fold 3 --seed 3` it is the first run of the comparison."
 )
 COSTS_NOTE = (
-    "Medians over the folds, on test images: after the last epoch, and at the epoch of the lowest validation cost "
-    "(stopped). Cost: cross-entropy in nats. Calibration error: mean distance between the confidence of an answer and "
-    "the share of right ones among those about as confident (15 bins). After T: the cost once all logits are divided "
-    "by one temperature T, which has the lowest cost on the validation images."
+    "Medians over the folds, on test images: after the last epoch, and at the lowest validation cost (stopped). Cost: "
+    "cross-entropy in nats. Calibration error: mean distance between confidence and share of right answers, in 15 bins "
+    "of confidence. After T: the cost of logits / T, with the T that has the lowest cost on the validation images."
 )
 COMBINATIONS_NOTE = (
     "A combination stands beside the one of its parts, smaller combinations included, with the lowest validation "
     "error. Test errors are medians over the folds."
 )
 ENSEMBLES_NOTE = (
-    "Test errors of one network, mean over the networks of a fold, and of the mean of their outputs; mean over the "
-    "folds and 95 % interval (Student's t), the difference paired by fold."
+    "One network (mean over those of a fold) beside the mean of their outputs; mean over the folds and 95 % interval "
+    "(Student's t), the difference paired by fold."
 )
 SKLEARN_NOTE = (
-    "The same network, trained on the same images here and by scikit-learn's MLPClassifier, which initialises as "
-    "Glorot does: hence `--init glorot`, and the class's learning rate. Means over the folds, 95 % by Student's t."
+    "The same network and images, here and by scikit-learn's MLPClassifier, which initialises as Glorot does: hence "
+    "`--init glorot`, and the class's learning rate. Means over the folds, with 95 % by Student's t."
 )
 TUNING_NOTE = (
     "Mean error after the last epoch on the folds that tune. Taken over from: the optimum is that of another method, "
-    "with what is added at its weakest; else it is of the method's own design. At a border: within a twentieth of an "
-    "end of its range, which should be widened (RANGES, WIDER, WEAKENED in compare.py)."
+    "with what is added at its weakest. At a border: within a twentieth of an end of its range, to be widened."
 )
 
 
@@ -300,8 +297,9 @@ def provenance(groups: Groups) -> str:
 def costs_table(groups: Groups) -> list[str]:
     """Cost and calibration on test, after the last epoch and at the lowest validation cost."""
     columns = {  # factor and digits
-        "loss/test": ("cost", 1, 3), "calibration/test": ("calibration error in %", 100, 1),
-        "tempered/test": ("cost after T", 1, 3), "temperature": ("T", 1, 2), "best/epoch": ("stopped after", 1, 0),
+        "error/test": ("error in %", 100, 2), "loss/test": ("cost", 1, 3),
+        "calibration/test": ("calibration error in %", 100, 1), "tempered/test": ("cost after T", 1, 3),
+        "temperature": ("T", 1, 2), "best/epoch": ("stopped after epoch", 1, 0),
         "best/error/test": ("error in %, stopped", 100, 2), "best/loss/test": ("cost, stopped", 1, 3),
         "best/calibration/test": ("calibration, stopped", 100, 1), "best/tempered/test": ("after T, stopped", 1, 3),
     }  # fmt: skip
@@ -341,11 +339,15 @@ def ensembles_table(rows: Sequence[dict]) -> list[str]:
 
 def sklearn_table(rows: Sequence[dict]) -> list[str]:
     """This repository beside scikit-learn's network; `rows` are those of sklearn.csv."""
-    cells = []
-    for penalty in dict.fromkeys(row["l2"] for row in rows):
-        ours, theirs = ([row[f"error/{who}"] for row in rows if row["l2"] == penalty] for who in ("ours", "sklearn"))
-        (one,) = tested([paired_differences(ours, theirs)])
-        cells.append([f"{penalty:g}", in_percent(ours), in_percent(theirs), *difference_cells(one)])
+    penalties = list(dict.fromkeys(row["l2"] for row in rows))
+    pairs = [
+        [[row[f"error/{who}"] for row in rows if row["l2"] == penalty] for who in ("ours", "sklearn")]
+        for penalty in penalties
+    ]
+    cells = [
+        [f"{penalty:g}", *map(in_percent, pair), *difference_cells(one)]
+        for penalty, pair, one in zip(penalties, pairs, tested([paired_differences(*p) for p in pairs]), strict=True)
+    ]
     header = ["L2 penalty", "test error here in %", "scikit-learn's in %", *DIFFERENCE_HEADER]
     return [*markdown_table(header, cells), "", SKLEARN_NOTE]
 
@@ -356,9 +358,8 @@ def tuning_table(rows: Sequence[dict]) -> list[str]:
     for row in (row for row in rows if row["chosen"]):
         error = np.mean([row[column] for column in row if column.startswith("val_error_fold_")])
         origin = row["origin"] if row["origin"] != "design" else ""
-        cells.append(
-            [row["method"], row["schedule"], f"{100 * error:.2f}", origin, row["border"], f"`{row['command']}`"]
-        )
+        cells.append([row["method"], row["schedule"], f"{100 * error:.2f}", origin, row["border"]])
+        cells[-1].append(f"`{row['command']}`")
     header = ["method", "schedule", "validation error in %", "taken over from", "at a border", "command"]
     return [*markdown_table(header, cells), "", TUNING_NOTE]
 
@@ -374,7 +375,8 @@ def write_report(folder: Path, parts: dict[str, Sequence[str]]) -> list[str]:
     groups = grouped(read_csv(folder / "results.csv", ("schedule", "calibration/test")))
     found = {path.stem: read_csv(path) for path in folder.glob("*.csv")}
     tables = method_tables(groups) | {"costs": costs_table(groups), "combinations": combinations_table(groups, parts)}
-    tables |= {name: make(found[name]) for name, make in OTHER_TABLES.items() if name in found}
+    for name, make in (("ensembles", ensembles_table), ("sklearn", sklearn_table)):
+        tables |= {name: make(found[name])} if name in found else {}
     tables = {name: lines for name, lines in tables.items() if lines}
     for name, lines in tables.items():
         write_text(folder / f"{name}.md", "\n".join(lines) + "\n")
@@ -385,9 +387,6 @@ def write_report(folder: Path, parts: dict[str, Sequence[str]]) -> list[str]:
         if "reliability" in found:
             figures.save_figure(figures.draw_reliability(found["reliability"]), folder / "reliability")
     return [line for lines in tables.values() for line in (*lines, "")][:-1]
-
-
-OTHER_TABLES = {"ensembles": ensembles_table, "sklearn": sklearn_table}
 
 
 def write_tuning(folder: Path, methods: Sequence[str]) -> list[str]:

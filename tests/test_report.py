@@ -232,15 +232,6 @@ def test_what_is_written_is_read(tmp_path):
         report.read_csv(tmp_path / "x.csv", ["fold"])
 
 
-def test_a_broken_write_leaves_what_was_there(tmp_path):
-    path = tmp_path / "table.md"
-    report.write_text(path, "old")
-    with pytest.raises(OSError), report.replacing(path) as beside:
-        beside.write_text("half")
-        raise OSError("the disk is full")
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
 def test_a_table_by_hand():
     header, lines = ["method", "error", "settings", "p"], [["L2", "6.22 ± 0.19", "a|b", "< 0.001"]]
     assert report.markdown_table(header, [*lines, ["elastic", "", "--lr", ""]]) == [
@@ -283,11 +274,6 @@ def test_a_reader_s_line_is_of_the_schedule_with_the_lower_validation_error():
     assert list(found.values()) == ["better", "constant", "6.05", "0.605", "`python train.py --better`"]
 
 
-def test_the_pairs_are_those_of_a_fold():
-    shuffled = sorted(rows(), key=lambda one: one["error/test"])
-    assert report.method_tables(report.grouped(shuffled)) == report.method_tables(report.grouped(rows()))
-
-
 def test_few_folds_are_said_to_be_too_few():
     found = [one for one in rows() if one["fold"] < 8]
     line = cells(report.method_tables(report.grouped(found))["tests"], "better")
@@ -305,10 +291,9 @@ def test_a_diverged_run_is_counted_and_its_costs_are_left_out():
 
 
 def test_costs_by_hand():
-    line = cells(report.costs_table(report.grouped(rows())), "better", "constant")
-    assert list(line.values()) == [
-        "better", "constant", "0.605", "3.0", "0.242", "1.50", "20", "7.26", "0.302", "1.0", "0.272",
-    ]  # fmt: skip
+    line = list(cells(report.costs_table(report.grouped(rows())), "better", "constant").values())
+    assert line[2:7] == ["6.05", "0.605", "3.0", "0.242", "1.50"]
+    assert line[7:] == ["20", "7.26", "0.302", "1.0", "0.272"], "where it would be stopped"
 
 
 def test_missing_runs_are_named():
