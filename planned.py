@@ -242,13 +242,9 @@ def beside_sklearn(config: Config, folder: Path, _) -> dict[str, float]:
     """
     from sklearn.neural_network import MLPClassifier
 
-    (images, labels), (test_images, test_labels) = (
-        (images.flatten(1).numpy(), labels.numpy())
-        for images, labels in (
-            data.split_tensors(dataset_of(config), split, config.fold, torch.device("cpu"), config.fraction)
-            for split in ("train", "test")
-        )
-    )
+    where = config.fold, torch.device("cpu"), config.fraction
+    tensors = [data.split_tensors(dataset_of(config), split, *where) for split in ("train", "test")]
+    (images, labels), (test_images, test_labels) = ((x.flatten(1).numpy(), y.numpy()) for x, y in tensors)
     network = MLPClassifier(
         config.hidden, solver=config.optimizer, momentum=config.momentum, nesterovs_momentum=False, tol=0.0,
         batch_size=min(config.batch_size, len(images)), learning_rate_init=config.lr, max_iter=config.epochs,

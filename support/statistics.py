@@ -106,7 +106,9 @@ def tested(family: Sequence[Sequence[float]]) -> list[Difference]:
     found = []
     for differences, p in zip(map(np.asarray, family), adjusted, strict=True):
         won = float((differences < 0).sum() + 0.5 * (differences == 0).sum())
-        found.append(Difference(*hodges_lehmann(differences), p, won, len(differences), verdict(differences, p)))
+        found.append(
+            Difference(*hodges_lehmann(differences), p, won, len(differences), verdict(differences, p, len(family)))
+        )
     return found
 
 
@@ -160,18 +162,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdict(differences: Sequence[float], p: float) -> str:
-    """`differences` in words, with `p` from their signed-rank test, adjusted for how many are made.
+def verdict(differences: Sequence[float], p: float, tests: int = 1) -> str:
+    """`differences` in words, with `p` from their signed-rank test, adjusted for how many `tests` are made.
 
     "better" or "worse", the sign of the sum of ranks, if p is below 5 %; "equal" if the 90 % interval lies within
     MARGIN (two one-sided tests at 5 % each, Schuirmann 1987); else "undecided". "better" speaks of the sign and "equal"
-    of the size, so a difference may be both, and neither rule wins: "better, < 0.25".
+    of the size, so a difference may be both, and neither rule wins: "better, < 0.25". Folds are too few where not even
+    differences of one sign could make p so low.
     """
-    if len(differences) < LEAST_PAIRS:
-        return "undecided: too few folds"
+    n = len(differences)
     _, low, high = hodges_lehmann(differences, 0.90)
-    small = low > -MARGIN and high < MARGIN
+    small = n >= LEAST_PAIRS and low > -MARGIN and high < MARGIN
     if p < 0.05:
         word = "better" if signed_ranks(differences).sum() < 0 else "worse"
         return f"{word}, < {100 * MARGIN:g}" if small else word
-    return "equal" if small else "undecided"
+    return "equal" if small else "undecided" if tests * 2.0 ** (1 - n) < 0.05 else "undecided: too few folds"

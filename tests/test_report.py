@@ -175,7 +175,15 @@ def test_verdicts():
     ]
     assert said == ["better", "worse", "better, < 0.25", "worse, < 0.25", "equal", "undecided"]
     assert statistics.verdict((-1.0 + spread) / 100, 0.06) == "undecided", "p is what was adjusted"
-    assert statistics.verdict(-np.arange(1, 6) / 100, 0.001) == "undecided: too few folds"
+    for n, tests, said in (
+        (5, 1, ": too few folds"),
+        (6, 1, ""),
+        (6, 2, ": too few folds"),
+        (11, 32, ""),
+        (11, 52, ": "),
+    ):
+        assert statistics.verdict(np.arange(1, n + 1) / 100, 0.5, tests).startswith(f"undecided{said}")
+    assert {one.verdict for one in statistics.tested([-np.arange(1, 7) / 100] * 2)} == {"undecided: too few folds"}
     assert statistics.tested([[-0.01, -0.02, 0.0, 0.03, 0.01, -0.01]])[0].won == 3.5, "a tie is half"
     assert statistics.tested([]) == []
 
@@ -265,7 +273,7 @@ def test_both_schedules_stand_side_by_side():
     assert worse["won"] == "1/6" and plain["won"] == "" and worse["folds"] == "6"
     four = [statistics.signed_rank_p(np.round(np.subtract(WORSE, PLAIN_ERRORS), 9)), *[2 / 2**6] * 3]
     assert worse["p"] == f"{statistics.holm(four)[0]:.3f}", "both schedules are one family of tests"
-    assert worse["verdict"] == cells(tables["methods"], "worse")["verdict, constant"] == "undecided"
+    assert worse["verdict"] == cells(tables["methods"], "worse")["verdict, constant"] == "undecided: too few folds"
 
 
 def test_a_reader_s_line_is_of_the_schedule_with_the_lower_validation_error():
