@@ -47,7 +47,7 @@ from train import Config
 
 SCHEDULES = ("constant", "one-cycle")  # of the learning rate; every method is tuned and compared under each
 TUNED = None  # stands for a strength that is tuned, like the learning rate of every method
-GEOMETRY = dict.fromkeys(("rotate", "zoom", "shift", "shear"), TUNED)  # which rise and fall together
+SHAPES = dict.fromkeys(("rotate", "zoom", "shift", "shear"), TUNED)  # which rise and fall together
 RECIPE = "the class's recipe"  # nothing is tuned
 
 # What a method sets; all else is at its default.
@@ -61,14 +61,14 @@ METHODS = {
     "batch norm": {"norm": "batch"},
     "layer norm": {"norm": "layer"},
     "noise": {"noise": TUNED},
-    "geometric": GEOMETRY,
+    "geometric": SHAPES,
     "elastic": {"elastic": TUNED},
     "dropout + L2": {"dropout": TUNED, "l2": TUNED},
     "batch norm + L2": {"norm": "batch", "l2": TUNED},
     "layer norm + L2": {"norm": "layer", "l2": TUNED},
     "batch norm + dropout": {"norm": "batch", "dropout": TUNED},
-    "batch norm + geometric": {"norm": "batch", **GEOMETRY},
-    "everything": {"norm": "batch", "l2": TUNED, "noise": TUNED, **GEOMETRY, "elastic": TUNED},
+    "batch norm + geometric": {"norm": "batch", **SHAPES},
+    "everything": {"norm": "batch", "l2": TUNED, "noise": TUNED, **SHAPES, "elastic": TUNED},
 }
 PARTS = {
     "dropout + L2": ("dropout", "L2"),
@@ -83,9 +83,9 @@ PARTS = {
 RANGES = SPACE | {"l1": (1e-9, 1e-3, True), "l2": (1e-8, 1e-1, True)}
 WIDER = {"batch norm + L2": {"lr": (1e-4, 3e-2, True), "l2": (1e-8, 1.0, True)}}  # its optimum once lay at a border
 # "Everything" is its parts as tuned, weakened: between which shares of each one's own optimum, and on which scale.
-WEAKENED = dict.fromkeys((*GEOMETRY, "elastic"), (0.3, 1.1, False)) | dict.fromkeys(("l2", "noise"), (0.1, 1.0, True))
+WEAKENED = dict.fromkeys((*SHAPES, "elastic"), (0.3, 1.1, False)) | dict.fromkeys(("l2", "noise"), (0.1, 1.0, True))
 # Strengths that rise and fall together, on one axis of a method's design.
-TOGETHER = dict.fromkeys((*GEOMETRY, "elastic"), "geometry") | dict.fromkeys(("l2", "noise"), "l2, noise")
+TOGETHER = dict.fromkeys((*SHAPES, "elastic"), "geometry") | dict.fromkeys(("l2", "noise"), "l2, noise")
 
 POINTS = 16  # of each method's design; a power of two, for Sobol's balance
 AVERAGED = {PLAIN: (1, 2, 3, 5, 10), "dropout": (1, 5), "everything": (1, 5)}  # of how many networks; some: a sentence

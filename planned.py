@@ -25,10 +25,10 @@ import observe
 from model import Dropout
 from regularizers import penalized_weights
 from support import cluster
-from support.run import RunError, differences, identity_of, machine, read_checkpoint, read_rows
+from support.run import RunError, differences, machine, read_rows
 from support.shell import as_text
 from support.verdicts import SMALL
-from train import Config, build_model, predict, train
+from train import Config, predict, train, trained_model
 
 # --- plans -----------------------------------------------------------------------------------------------------------
 
@@ -119,24 +119,17 @@ def one_network(config: Config, folder: Path, splits: Sequence[str] = data.SPLIT
     }
     if result["status"] == "diverged":  # the last weights are not those of the last measurement
         return found
+    dataset = dataset_of(config)
     for moment in ("best", "last"):
-        model = trained_model(config, folder / f"{moment}.pt")
+        model = trained_model(config, dataset, folder / f"{moment}.pt")
         logits, labels = outputs(config, model, "test")
         result[moment] = result[moment] | calibration(outputs(config, model, "val"), (logits, labels))
-    classes = logits.shape[1]
+    classes = dataset.classes
     counts = torch.bincount(classes * labels + logits.argmax(dim=1), minlength=classes**2)
     found |= {"confusions": counts.reshape(classes, classes).tolist(), "reliability": reliability(logits, labels)}
     weights = torch.cat([weight.detach().flatten() for weight in penalized_weights(model)])
     found["weights"] = {"rms": observe.rms(weights), "small": (weights.abs() < SMALL).double().mean().item()}
     return found
-
-
-def trained_model(config: Config, path: Path) -> nn.Module:
-    """The network with the weights in `path`, the best.pt or last.pt of the run with these settings."""
-    dataset = dataset_of(config)
-    model = build_model(config, dataset)
-    model.load_state_dict(read_checkpoint(path, identity_of(config, dataset, model))["model"])
-    return model
 
 
 def outputs(config: Config, model: nn.Module, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,7 +142,7 @@ def outputs(config: Config, model: nn.Module, split: str) -> tuple[torch.Tensor,
 
 # --- calibration -----------------------------------------------------------------------------------------------------
 
-BINS = 15  # of confidence, from 0 to 1
+CONFIDENCE_BINS = 15  # of confidence, from 0 to 1
 
 
 def calibration(val: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
@@ -162,7 +155,7 @@ def calibration(val: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor
 
     (logits, labels), t = test, temperature(*val)
     shares, classes = logits.softmax(dim=1), logits.shape[1]
-    error = multiclass_calibration_error(shares, labels, num_classes=classes, n_bins=BINS, norm="l1")
+    error = multiclass_calibration_error(shares, labels, num_classes=classes, n_bins=CONFIDENCE_BINS, norm="l1")
     tempered = F.cross_entropy(logits.double() / t, labels).item()
     return {"calibration/test": error.item(), "temperature": t, "tempered/test": tempered}
 
@@ -179,9 +172,9 @@ def temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 def reliability(logits: torch.Tensor, labels: torch.Tensor) -> list[list[float]]:
     """By bin of the confidence: number of images, sum of their confidences, and number of right answers."""
     confidence, answers = logits.softmax(dim=1).double().max(dim=1)
-    which = (confidence * BINS).long().clamp(max=BINS - 1)
+    which = (confidence * CONFIDENCE_BINS).long().clamp(max=CONFIDENCE_BINS - 1)
     columns = [torch.ones_like(confidence), confidence, (answers == labels).double()]
-    return torch.stack([torch.bincount(which, column, BINS) for column in columns], dim=1).tolist()
+    return torch.stack([torch.bincount(which, column, CONFIDENCE_BINS) for column in columns], dim=1).tolist()
 
 
 # --- several networks, and scikit-learn's ----------------------------------------------------------------------------
@@ -226,7 +219,7 @@ def trained_outputs(config: Config, folder: Path):
     result = train(config, folder, quiet=True)
     if result["status"] == "diverged":
         raise cluster.Failed(f"{folder}: its cost became infinite or NaN")
-    model = trained_model(config, folder / "last.pt")
+    model = trained_model(config, dataset_of(config), folder / "last.pt")
     logits, labels = outputs(config, model, "test")
     return logits.softmax(dim=1), model, result["seconds"], labels
 

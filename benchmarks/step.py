@@ -363,7 +363,7 @@ def augmentation_table(problem: Problem, length: Length) -> Table:
 
 
 def run_table(problem: Problem, length: Length) -> Table:
-    """Seconds of whole runs of train.train, evaluations and files included, and of the bare steps of the plain network."""
+    """Seconds of whole runs of train.train, evaluations and files included, and of bare steps of the plain network."""
 
     def whole(settings: dict) -> Contender:
         @timed

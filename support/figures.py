@@ -130,7 +130,7 @@ def draw_methods(groups: dict[tuple[str, str], list[dict]], order: Sequence[str]
     return figure
 
 
-def draw_curves(curves: Sequence[dict], groups: dict[tuple[str, str], list[dict]]):
+def draw_costs(curves: Sequence[dict], groups: dict[tuple[str, str], list[dict]]):
     """Costs over the epochs, median and range over the folds, and where each fold had its lowest validation cost."""
     shades, methods = shades_of(curves), [method for method in MAIN if method in by_method(curves)]
     pairs = [(method, schedule) for schedule in shades for method in methods]

@@ -162,7 +162,7 @@ def beside_best_part(groups: Groups, parts: dict[str, Sequence[str]]) -> list[tu
     return pairs
 
 
-def compared(groups: Groups, pairs: Sequence[tuple[str, str, str]]) -> list[Difference]:
+def compare_pairs(groups: Groups, pairs: Sequence[tuple[str, str, str]]) -> list[Difference]:
     """Of each method, reference and schedule in `pairs`; all of them are one family of tests."""
     errors = [[[run["error/test"] for run in groups[name, schedule]] for name in both] for *both, schedule in pairs]
     return tested([paired_differences(*both) for both in errors])
@@ -258,7 +258,7 @@ def method_tables(groups: Groups) -> dict[str, list[str]]:
     """By name of its file: both schedules side by side, the tests behind that, and a line a method for a reader."""
     order, schedules = in_order(groups), list(dict.fromkeys(schedule for _, schedule in groups))
     pairs = [(method, PLAIN, schedule) for method, schedule in groups if method in order and method != PLAIN]
-    found = dict(zip(((method, schedule) for method, _, schedule in pairs), compared(groups, pairs), strict=True))
+    found = dict(zip(((method, schedule) for method, _, schedule in pairs), compare_pairs(groups, pairs), strict=True))
     sides, tests, short = [], [], []
     for method, better in order.items():
         sides.append([method])
@@ -318,7 +318,7 @@ def combinations_table(groups: Groups, parts: dict[str, Sequence[str]]) -> list[
     lines = []
     for first, pairs in (("combination", beside_best_part(groups, parts)), ("without a part", without)):
         rows = []
-        for (method, reference, schedule), one in zip(pairs, compared(groups, pairs), strict=True):
+        for (method, reference, schedule), one in zip(pairs, compare_pairs(groups, pairs), strict=True):
             errors = [at_median(groups[name, schedule], "error/test") for name in (method, reference)]
             rows.append([method, schedule, errors[0], reference, errors[1], *difference_cells(one)])
         header = [first, "schedule", "test error in %", "beside", "its test error in %", *DIFFERENCE_HEADER]
@@ -383,7 +383,7 @@ def write_report(folder: Path, parts: dict[str, Sequence[str]]) -> list[str]:
     with figures.reproducible_figures():
         figures.save_figure(figures.draw_methods(groups, list(in_order(groups))), folder / "methods")
         if "curves" in found:
-            figures.save_figure(figures.draw_curves(found["curves"], groups), folder / "curves")
+            figures.save_figure(figures.draw_costs(found["curves"], groups), folder / "curves")
         if "reliability" in found:
             figures.save_figure(figures.draw_reliability(found["reliability"]), folder / "reliability")
     return [line for lines in tables.values() for line in (*lines, "")][:-1]

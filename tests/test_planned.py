@@ -13,7 +13,7 @@ import planned
 from model import Dropout
 from planned import plan, train_planned
 from support.run import RunError
-from train import Config, predict, train
+from train import Config, predict, train, trained_model
 
 WHERE = {"data": "digits", "device": "cpu"}
 
@@ -153,7 +153,7 @@ def test_an_ensemble_s_output_is_the_mean_of_its_networks(tmp_path):
     for seed in (103, 203):
         one = replace(config, seed=seed)
         train(one, tmp_path / str(seed), quiet=True)
-        model = planned.trained_model(one, tmp_path / str(seed) / "last.pt")
+        model = trained_model(one, data.load("digits"), tmp_path / str(seed) / "last.pt")
         shares.append(torch.softmax(predict(model, images), dim=1))
     errors = [(share.argmax(1) != labels).float().mean().item() for share in shares]
     assert errors[0] != errors[1], "other seeds are other networks"
