@@ -1,12 +1,12 @@
 """Planned runs, which compare.py and sentences.py share: each is done once, by whatever worker, and what is kept of it.
 
-    found = run_all([plan(config) for config in configs], options)  # a workers.Run each, whose result is run's
+    found = run_plans([plan(config) for config in configs], options)  # what `train_planned` returned for each
 
-All are kept in the study `compare` of --studies-dir, or in a database that machines share.
+All are kept in the study `compare` of --studies-dir.
 """
 
 import hashlib
-import json
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -16,28 +16,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from torch import nn
 
 import data
 import observe
-from model import Dropout, entropy
+from model import Dropout
 from regularizers import penalized_weights
-from support import report, workers
-from support.run import RunError, differences, machine, read_rows, write_json
+from support import cluster
+from support.run import RunError, differences, machine, read_rows
 from support.shell import as_text
 from support.verdicts import SMALL
-from train import (
-    Config,
-    build_model,
-    predict,
-    random_streams,
-    train,
-    trained_model,
-)
+from train import Config, predict, train, trained_model
 
 # --- plans -----------------------------------------------------------------------------------------------------------
 
-BASE = Config(evaluations=12, histograms=0)  # what holds for all
+BASE = Config(evaluations=20, histograms=0)  # what holds for all
 ONE_LOOK = {"evaluations": 1, "histograms": 0}  # of a run whose end alone counts
 MACHINE = ("data", "data_dir", "device", "threads")  # where and on which data, not which experiment
 
@@ -46,24 +41,23 @@ def dataset_of(config: Config) -> data.Dataset:
     return data.load(config.data, config.data_dir)
 
 
-def experiment(config: Config) -> dict:
-    """Its settings other than the defaults, on whatever machine."""
-    return {name: value for name, value in differences(config).items() if name not in MACHINE}
+def plan(config: Config, splits: Sequence[str] = data.SPLITS, **kind) -> dict:
+    """What tells a run from all others: its settings, its data, and its `kind`, one of KINDS."""
+    settings = {name: value for name, value in differences(config).items() if name not in MACHINE}
+    return {"settings": settings, "splits": list(splits), "data_sha256": dataset_of(config).sha256} | kind
 
 
-def plan(config: Config, splits: Sequence[str] = data.SPLITS, **more) -> dict:
-    """What tells a run from all others: its settings and its data. `more` is its kind, see `run`."""
-    return {"settings": experiment(config), "splits": list(splits), "data_sha256": dataset_of(config).sha256} | more
+def run_plans(payloads: Sequence[dict], options) -> list[cluster.Finished]:
+    """What `train_planned` returned for each of `payloads`, made by `plan`; only what is missing is run.
 
-
-def run_all(payloads: Sequence[dict], options) -> list[workers.Run]:
-    """What `run` returned for each of `payloads`, made by `plan`; only what is missing is run.
-
-    Of the `options` of a script, config says on which machine and data, and workers, storage and studies_dir count.
+    Of the `options` of a script, config says on which machine and data, and workers, scheduler and studies_dir count.
     """
-    function = partial(run, where={name: getattr(options.config, name) for name in MACHINE})
-    place = workers.Place(study_folder(options), "compare", options.storage)
-    runs = workers.run_planned(place, function, payloads, workers=options.workers, label=label, preload=["planned"])
+    function = partial(train_planned, where={name: getattr(options.config, name) for name in MACHINE})
+    more = {"workers": options.workers, "scheduler": options.scheduler, "label": label_of, "preload": ["planned"]}
+    runs = cluster.run_all(function, payloads, study_folder(options), **more)
+    for kept in study_folder(options).glob("runs/*/kept.json"):
+        for path in kept.parent.rglob("*.pt"):  # nobody goes on with it
+            path.unlink(missing_ok=True)
     if reasons := [one.reason for one in runs if one.reason]:
         raise RunError(reasons[0])
     return runs
@@ -73,7 +67,7 @@ def study_folder(options) -> Path:
     return Path(options.studies_dir) / "compare"
 
 
-def label(payload: dict) -> str:
+def label_of(payload: dict) -> str:
     """For the name of a run's folder, as TensorBoard shows it."""
     settings = {name: value for name, value in payload["settings"].items() if name not in ONE_LOOK}
     return "_".join(f"{name}={as_text(value)}" for name, value in settings.items())[:150]
@@ -83,9 +77,7 @@ def other_settings(config: Config) -> list[str]:
     """What of the settings and the data is not what holds by default, as words."""
     settings = {name: value for name, value in asdict(config).items() if value != getattr(BASE, name)}
     words = [f"{name}={as_text(value)}" for name, value in settings.items() if name not in MACHINE]
-    if config.data_dir:
-        return [*words, f"data={Path(config.data_dir).name}-{dataset_of(config).sha256[:8]}"]
-    return words if config.data == "mnist" else [*words, f"data={config.data}"]
+    return words if config.data == "mnist" else [*words, f"data={config.data}-{dataset_of(config).sha256[:8]}"]
 
 
 def folder_of_choice(place: Path, words: Sequence[str]) -> Path:
@@ -101,70 +93,91 @@ def folder_of_choice(place: Path, words: Sequence[str]) -> Path:
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-def run(payload: dict, folder: Path, where: dict) -> dict:
-    """One planned run, in a worker, on the data and the device `where`: all that tables and figures need of it.
-
-    That is kept in `folder` as well, should the worker die before it is heard.
-    """
-    kept = folder / "kept.json"
-    if not kept.exists():
-        config = Config(**where, **payload["settings"])
-        if dataset_of(config).sha256 != payload["data_sha256"]:
-            raise RunError("the data are others than those that this run was planned with")
-        folder.mkdir(parents=True, exist_ok=True)
-        if "networks" in payload:
-            found = averaged_networks(config, folder, payload["networks"])
-        elif "masks" in payload:
-            found = averaged_masks(config, folder, payload["masks"])
-        elif "sklearn" in payload:
-            found = sklearn_network(config)
-        else:
-            found = one_network(config, folder, payload["splits"])
-        write_json(kept, found)
-        for path in folder.rglob("last.pt"):  # nobody goes on with it
-            path.unlink()
-    return json.loads(kept.read_text())
+def train_planned(payload: dict, folder: Path, where: dict) -> dict:
+    """One planned run, in a worker, on the data and the device `where`: all that tables and figures need of it."""
+    config = Config(**where, **payload["settings"])
+    if dataset_of(config).sha256 != payload["data_sha256"]:
+        raise RunError("the data are others than those that this run was planned with")
+    kind = next(name for name in KINDS if name in payload)
+    return KINDS[kind](config, folder, payload[kind])
 
 
 def one_network(config: Config, folder: Path, splits: Sequence[str] = data.SPLITS) -> dict:
-    """Trains a network; returns its result and, if it may see the test images, its curves, answers and weights.
+    """Trains a network; returns its result and on what it ran, and more if it may see the test images.
 
-    Answers: which test images it missed, packed, and how many of each digit (row) it took for which (column). Weights:
-    root mean square, and share of those below SMALL. On the first fold that compares also histograms of its weights,
-    and of the entropy of its outputs before and after training.
+    That is, in the result, what `calibration` says of the last weights and of those of the lowest validation cost;
+    costs over the epochs; and of the last weights how large they are, what test images of each digit (row) were taken
+    for (column), and the bins of a reliability diagram.
     """
     result = train(config, folder, splits, quiet=True)
-    found = {"result": result}
+    found = {"result": result, "processor": f"{result['device']}, {torch.backends.cpu.get_cpu_capability()}"}
     if "test" not in splits:
         return found
     rows = read_rows(folder)
-    found["curves"] = {column: [row[column] for row in rows] for column in ("epoch", "loss/train", "loss/val")}
+    found["curves"] = {
+        column: [row[column] for row in rows] for column in ("epoch", *(f"loss/{one}" for one in splits))
+    }
     if result["status"] == "diverged":  # the last weights are not those of the last measurement
         return found
     dataset = dataset_of(config)
-    model = trained_model(config, dataset, folder / "last.pt")
-    logits, labels = outputs(config, model)
-    answers = logits.argmax(dim=1)
-    found["missed"] = report.packed((answers != labels).numpy())
-    counts = torch.bincount(dataset.classes * labels + answers, minlength=dataset.classes**2)
-    found["confusions"] = counts.reshape(dataset.classes, dataset.classes).tolist()
+    for moment in ("best", "last"):
+        model = trained_model(config, dataset, folder / f"{moment}.pt")
+        logits, labels = outputs(config, model, "test")
+        result[moment] = result[moment] | calibration(outputs(config, model, "val"), (logits, labels))
+    classes = dataset.classes
+    counts = torch.bincount(classes * labels + logits.argmax(dim=1), minlength=classes**2)
+    found |= {"confusions": counts.reshape(classes, classes).tolist(), "reliability": reliability(logits, labels)}
     weights = torch.cat([weight.detach().flatten() for weight in penalized_weights(model)])
     found["weights"] = {"rms": observe.rms(weights), "small": (weights.abs() < SMALL).double().mean().item()}
-    if config.fold == data.COMPARISON_FOLDS[0]:
-        torch.manual_seed(random_streams(config.seed, torch.device("cpu"))[0])
-        untrained, _ = outputs(config, build_model(config, dataset))
-        seen = {f"weights/{name}": layer.weight.detach().cpu() for name, layer in observe.layers(model).items()}
-        seen |= {"entropy/test": entropy(logits), "entropy/untrained": entropy(untrained)}
-        found["histograms"] = {tag: report.buckets(values.numpy(), observe.BINS) for tag, values in seen.items()}
     return found
 
 
-def outputs(config: Config, model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (N, classes) of the test images, computed as in the run itself, so that no answer differs; and labels."""
+def outputs(config: Config, model: nn.Module, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, classes) of the images of a split, computed as in the run, so that no answer differs; and labels."""
     device = torch.device(config.device)
-    images, labels = data.split_tensors(dataset_of(config), "test", config.fold, device)
+    images, labels = data.split_tensors(dataset_of(config), split, config.fold, device, config.fraction)
     with machine(config):
         return predict(model.to(device), images).cpu(), labels.cpu()
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+CONFIDENCE_BINS = 15  # of confidence, from 0 to 1
+
+
+def calibration(val: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
+    """How far confidence is off on test, and the cost there after one temperature, fitted on validation.
+
+    Both are logits (N, classes) and labels (N,). calibration/test is the mean over the images of the distance between
+    confidence and share of right answers in its bin (Naeini et al. 2015); tempered/test the cost in nats of logits / T.
+    """
+    from torchmetrics.functional.classification import multiclass_calibration_error  # takes seconds to import
+
+    (logits, labels), t = test, temperature(*val)
+    shares, classes = logits.softmax(dim=1), logits.shape[1]
+    error = multiclass_calibration_error(shares, labels, num_classes=classes, n_bins=CONFIDENCE_BINS, norm="l1")
+    tempered = F.cross_entropy(logits.double() / t, labels).item()
+    return {"calibration/test": error.item(), "temperature": t, "tempered/test": tempered}
+
+
+def temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The T at which logits / T have the lowest cost (Guo et al. 2017), a convex function of 1 / T."""
+
+    def cost(log_t: float) -> float:
+        return F.cross_entropy(logits.double() * math.exp(-log_t), labels).item()
+
+    return math.exp(minimize_scalar(cost, bounds=(-5, 7), method="bounded", options={"xatol": 1e-4}).x)
+
+
+def reliability(logits: torch.Tensor, labels: torch.Tensor) -> list[list[float]]:
+    """By bin of the confidence: number of images, sum of their confidences, and number of right answers."""
+    confidence, answers = logits.softmax(dim=1).double().max(dim=1)
+    which = (confidence * CONFIDENCE_BINS).long().clamp(max=CONFIDENCE_BINS - 1)
+    columns = [torch.ones_like(confidence), confidence, (answers == labels).double()]
+    return torch.stack([torch.bincount(which, column, CONFIDENCE_BINS) for column in columns], dim=1).tolist()
+
+
+# --- several networks, and scikit-learn's ----------------------------------------------------------------------------
 
 
 def averaged_networks(config: Config, folder: Path, counts: Sequence[int]) -> dict[str, dict]:
@@ -205,9 +218,9 @@ def trained_outputs(config: Config, folder: Path):
     """Trains a network; softmax outputs (N, classes) for the test images, the network, seconds, and labels (N,)."""
     result = train(config, folder, quiet=True)
     if result["status"] == "diverged":
-        raise workers.Failed(f"{folder}: its cost became infinite or NaN")
+        raise cluster.Failed(f"{folder}: its cost became infinite or NaN")
     model = trained_model(config, dataset_of(config), folder / "last.pt")
-    logits, labels = outputs(config, model)
+    logits, labels = outputs(config, model, "test")
     return logits.softmax(dim=1), model, result["seconds"], labels
 
 
@@ -215,18 +228,16 @@ def wrong(shares: torch.Tensor, labels: torch.Tensor) -> float:
     return (shares.argmax(dim=1) != labels).double().mean().item()
 
 
-def sklearn_network(config: Config) -> dict:
-    """scikit-learn's own multi-layer perceptron on the same images: an independent implementation.
+def beside_sklearn(config: Config, folder: Path, _) -> dict[str, float]:
+    """Test errors of this network and of scikit-learn's on the same images: an independent implementation.
 
     Its penalty is alpha / 2 * sum w**2 / batch, so alpha = 2 * batch * l2; its initialisation is Glorot's.
     """
     from sklearn.neural_network import MLPClassifier
 
-    def split(name: str) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = data.split_tensors(dataset_of(config), name, config.fold, torch.device("cpu"), config.fraction)
-        return images.flatten(1).numpy(), labels.numpy()
-
-    images, labels = split("train")
+    where = config.fold, torch.device("cpu"), config.fraction
+    tensors = [data.split_tensors(dataset_of(config), split, *where) for split in ("train", "test")]
+    (images, labels), (test_images, test_labels) = ((x.flatten(1).numpy(), y.numpy()) for x, y in tensors)
     network = MLPClassifier(
         config.hidden, solver=config.optimizer, momentum=config.momentum, nesterovs_momentum=False, tol=0.0,
         batch_size=min(config.batch_size, len(images)), learning_rate_init=config.lr, max_iter=config.epochs,
@@ -235,5 +246,9 @@ def sklearn_network(config: Config) -> dict:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has not converged
         network.fit(images, labels)
-    images, labels = split("test")
-    return {"error/test": float(np.mean(network.predict(images) != labels))}
+    ours = train(config, folder, quiet=True)["last"]["error/test"]
+    return {"error/ours": ours, "error/sklearn": float(np.mean(network.predict(test_images) != test_labels))}
+
+
+# By the word in a plan: which function makes it; the last one is the ordinary kind.
+KINDS = {"networks": averaged_networks, "masks": averaged_masks, "sklearn": beside_sklearn, "splits": one_network}

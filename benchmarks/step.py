@@ -54,10 +54,10 @@ STRENGTHS = {
 METHODS = {
     method: {name: STRENGTHS[name] if value is compare.TUNED else value for name, value in settings.items()}
     for method, settings in compare.METHODS.items()
-    if method != compare.RECIPE  # whose step is the baseline's
+    if method != compare.RECIPE  # whose step is the plain network's
 }
 GEOMETRIC = METHODS["geometric"]
-WHOLE_RUNS = ("baseline", "dropout + L2", "everything")  # the second is the README's main job
+WHOLE_RUNS = (compare.PLAIN, "dropout + L2", "everything")  # the second is the README's main job
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Problem(NamedTuple):
     dataset: data.Dataset
     images: torch.Tensor  # (N, H, W), to train on
     labels: torch.Tensor  # (N,)
-    config: train.Config  # the baseline
+    config: train.Config  # the plain network
 
     @property
     def rows(self) -> int:
@@ -308,7 +308,7 @@ def step_table(problem: Problem, length: Length) -> Table:
     contenders = dict(limits.values())
     contenders |= {name: ours(problem, **settings) for name, settings in METHODS.items()}
     contenders |= {
-        "baseline, --matmul medium": ours(problem, matmul="medium"),
+        "plain, --matmul medium": ours(problem, matmul="medium"),
         "DataLoader, Adam, .item()": usual_loop(problem),
         "Lightning's Trainer, DataLoader": usual_lightning(problem),
         "train_lightning.py, in memory": our_lightning(problem),
@@ -363,7 +363,7 @@ def augmentation_table(problem: Problem, length: Length) -> Table:
 
 
 def run_table(problem: Problem, length: Length) -> Table:
-    """Seconds of whole runs of train.train, evaluations and files included, and of the bare steps of the baseline."""
+    """Seconds of whole runs of train.train, evaluations and files included, and of bare steps of the plain network."""
 
     def whole(settings: dict) -> Contender:
         @timed
@@ -373,10 +373,10 @@ def run_table(problem: Problem, length: Length) -> Table:
 
         return turn
 
-    contenders = {"baseline's steps alone": ours(problem)} | {name: whole(METHODS[name]) for name in WHOLE_RUNS}
+    contenders = {"plain steps alone": ours(problem)} | {name: whole(METHODS[name]) for name in WHOLE_RUNS}
     times = take_turns(contenders, length.run_rounds, length.run_epochs)
     table = {
-        name: {"s": statistics.median(values), "x baseline": median_ratio(values, times["baseline"])}
+        name: {"s": statistics.median(values), "x plain": median_ratio(values, times[compare.PLAIN])}
         for name, values in times.items()
     }
     show(f"a whole run, {length.run_epochs} epochs", table)

@@ -1,33 +1,33 @@
-"""Figures of a comparison: errors, costs, histograms, combinations beside their parts, and what tuning still gains.
+"""Figures of a comparison: errors and costs of all methods, costs over epochs, reliability, what tuning still gains.
 
-Nothing here trains or chooses.
+Nothing here trains or chooses. A schedule has the same colour in all of them.
 """
 
 import contextlib
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from support.shell import replacing
-from support.statistics import BASELINE, MARGIN, WITHOUT, Estimate, by_method, expected_best, percent
+from support.statistics import PLAIN, by_method, expected_best
 
-# --- figures ---------------------------------------------------------------------------------------------------------
-
+# --- what figures share ----------------------------------------------------------------------------------------------
 
 # At least 24 apart in CIELAB, also from black and silver, and none too pale for a thin line on white.
 PALETTE = (
     "#5f7f9f", "#d9a066", "#f58231", "#2f9e44", "#9a6324", "#e83ed8", "#3f63d8", "#1fb5d8", "#911eb4",
     "#e0b400", "#86c127", "#800000", "#10107a", "#0b7a75", "#f08cae", "#7a7a00", "#a58be8", "#e6194b",
 )  # fmt: skip
+SCHEDULE_COLOURS = ("#d95f02", "#1f5fbf")  # in the order in which the schedules come
+MAIN = (PLAIN, "L2", "dropout", "everything")  # the methods of the figures that have a panel for each
 
 
 def colours(methods: Sequence[str]) -> dict[str, str]:
     """One colour a method, the same in every figure; `methods` are all there are, whichever were run."""
-    others = [method for method in methods if method != BASELINE]
-    return {method: PALETTE[index % len(PALETTE)] for index, method in enumerate(others)} | {BASELINE: "#000000"}
+    others = [method for method in methods if method != PLAIN]
+    return {method: PALETTE[index % len(PALETTE)] for index, method in enumerate(others)} | {PLAIN: "#000000"}
 
 
 def panels(number: int, columns: int, width: float, height: float, **more):
@@ -55,191 +55,24 @@ def plain_ticks(axis, ticks: Sequence[float] = ()) -> None:
     axis.set_ticks([], minor=True)
 
 
-def draw_estimate(axis, place: float, value: Estimate, shade: str) -> None:
-    """A diamond with the interval over folds as a thick line, and the one over folds and test images as a thin one."""
-    mean, half, both = (100 * one for one in value)
-    axis.errorbar(mean, place, xerr=half, fmt="none", elinewidth=2.6, color="black", zorder=3)
-    axis.errorbar(mean, place, xerr=both, fmt="none", elinewidth=0.9, capsize=4, color="black", zorder=3)
-    axis.plot(mean, place, "D", markersize=5, color=shade, markeredgecolor="black", zorder=4)
-
-
-def draw_errors(table: Sequence[dict], rows: Sequence[dict], colour: dict):
-    """The test error of every run as a dot, and mean and intervals of every method, in the order of `table`."""
-    figure, (axis,) = panels(1, 1, 8.4, 0.36 * len(table) + 0.4)
-    groups = by_method(rows)
-    for place, row in enumerate(table):
-        errors = 100 * np.array([run["error/test"] for run in groups[row["method"]]])
-        spread = place + 0.22 * np.linspace(-1, 1, len(errors))  # by fold, so that dots do not hide each other
-        shade = colour.get(row["method"], "grey")
-        axis.plot(errors, spread, "o", markersize=4, alpha=0.7, markeredgewidth=0, color=shade)
-        draw_estimate(axis, place, row["test"], shade)
-        axis.text(1.01, place, percent(row["test"]), transform=axis.get_yaxis_transform(), va="center", fontsize=9)
-    axis.set_yticks(range(len(table)), [row["method"] for row in table])
-    axis.set_ylim(len(table) - 0.4, -0.6)
-    axis.set_xscale("log")
-    plain_ticks(axis.xaxis)
-    axis.grid(axis="x", alpha=0.3)
-    axis.set_xlabel(
-        "test error in %: every run, and the mean with its 95 % interval\n"
-        "over folds (thick) and over folds and test images (thin)"
-    )
-    return figure
-
-
-def draw_costs(table: Sequence[dict], curves: Sequence[dict], colour: dict):
-    """Costs on training and validation images over the epochs: one panel a method, the baseline grey in each."""
+def explain(figure, keys: dict[str, dict], x: str = "", y: str = "") -> None:
+    """A legend above all panels, `keys` being the style of a line or mark by its text, and what both axes are."""
     from matplotlib.lines import Line2D
 
-    groups = by_method(curves)
-    methods = [row["method"] for row in table if row["method"] in groups]
-    figure, axes = panels(len(methods), 5, 2.3, 1.9, sharex=True, sharey=True)
-
-    def draw(axis, method: str, shade, **more) -> None:
-        for split, style in (("train", "--"), ("val", "-")):
-            points = [row for row in groups[method] if row["split"] == split and row["epoch"] > 0]
-            epochs, mean, low, high = ([row[key] for row in points] for key in ("epoch", "mean", "low", "high"))
-            axis.plot(epochs, mean, style, color=shade, **more)
-            axis.fill_between(epochs, low, high, color=shade, alpha=0.2, linewidth=0)
-
-    for axis, method in zip(axes, methods, strict=True):
-        if method != BASELINE and BASELINE in groups:
-            draw(axis, BASELINE, "silver", linewidth=1)
-        draw(axis, method, colour.get(method, "grey"), linewidth=1.6)
-        axis.set_title(method, fontsize=10)
-        axis.grid(alpha=0.3)
-    axes[0].set_xscale("log")
-    axes[0].set_yscale("log")
-    axes[0].set_ylim(bottom=max(1e-4, axes[0].get_ylim()[0]))
-    keys = [
-        Line2D([], [], color="black", linestyle="-", label="validation: mean and range over the folds"),
-        Line2D([], [], color="black", linestyle="--", label="training"),
-        Line2D([], [], color="silver", linestyle="-", label="the baseline's"),
-    ]
-    figure.legend(handles=keys, loc="outside upper center", ncols=3, frameon=False)
-    figure.supxlabel("epoch", fontsize=10)
-    figure.supylabel("cross-entropy in nats", fontsize=10)
-    return figure
+    handles = [Line2D([], [], label=text, **({"color": "dimgrey"} | style)) for text, style in keys.items()]
+    columns = 3 if len(keys) > 4 else len(keys)
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+    figure.supxlabel(x, fontsize=10)
+    figure.supylabel(y, fontsize=10)
 
 
-def draw_histograms(histograms: Sequence[dict], colour: dict):
-    """Weights of every linear layer, and entropy of the output on test images, after the last epoch."""
-    groups = by_method(histograms)
-    methods = list(groups)
-    figure, axes = panels(2 * len(methods), len(methods), 2.3, 2.2, sharex="row", sharey="row")
-    upper, lower = axes[: len(methods)], axes[len(methods) :]
-
-    def buckets(method: str, tag: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Left and right end of each, and the share of all values in it."""
-        found = [row for row in groups[method] if row["tag"] == tag]
-        left, right, counts = (np.array([row[key] for row in found], float) for key in ("left", "right", "count"))
-        return left, right, counts / counts.sum()
-
-    def draw_weights(axis, method: str, layer: str, **more) -> None:
-        left, right, shares = buckets(method, f"weights/{layer}")
-        axis.stairs(shares / (right - left), [*left, right[-1]], label=layer, **more)
-
-    def draw_entropy(axis, method: str, tag: str, **more) -> None:
-        left, right, shares = buckets(method, tag)
-        shares, edges = np.histogram((left + right) / 2, bins=40, range=(0, top), weights=shares)
-        axis.stairs(shares, edges, **more)
-
-    def reach(method: str, layer: str) -> float:
-        """Within which all but a thousandth of the weights lie."""
-        left, right, shares = buckets(method, f"weights/{layer}")
-        distance = np.maximum(abs(left), abs(right))
-        nearest = np.argsort(distance, kind="stable")
-        return distance[nearest][np.searchsorted(np.cumsum(shares[nearest]), 0.999)]
-
-    top = max(row["right"] for row in histograms if row["tag"].startswith("entropy/"))
-    layers = [
-        tag.removeprefix("weights/") for tag in dict.fromkeys(row["tag"] for row in histograms) if "weights/" in tag
-    ]
-    limit = max(reach(method, layer) for method in methods for layer in layers)
-
-    for above, below, method in zip(upper, lower, methods, strict=True):
-        shade = colour.get(method, "grey")
-        for layer, style in zip(layers, itertools.cycle(("-", "--", "-.", ":"))):
-            draw_weights(above, method, layer, color=shade, linestyle=style)
-        draw_entropy(below, method, "entropy/untrained", color="grey", hatch="////", label="before training")
-        draw_entropy(below, method, "entropy/test", color=shade, fill=True, alpha=0.6, label="after training")
-        above.set_title(method, fontsize=10)
-        above.set_xlabel("weight", fontsize=9)
-        below.set_xlabel("entropy of the output in nats", fontsize=9)
-    for axis in axes:
-        axis.set_yscale("log")
-        axis.grid(alpha=0.3)
-    upper[0].set_ylabel("density of the weights")
-    lower[0].set_ylabel("share of the images")
-    upper[-1].legend(fontsize=7)
-    lower[-1].legend(fontsize=7)
-    upper[0].set_xlim(-limit, limit)
-    return figure
+def shades_of(rows: Iterable[dict]) -> dict[str, str]:
+    """By schedule of `rows`, in their order, its colour."""
+    return dict(zip(dict.fromkeys(row["schedule"] for row in rows), SCHEDULE_COLOURS, strict=False))
 
 
-def draw_combinations(table: Sequence[dict], without: Sequence[dict], parts: dict[str, Sequence[str]], colour: dict):
-    """A panel a combination: its test error with both intervals, above those of its parts; and what it is without."""
-    tests = {row["method"]: row["test"] for row in [*table, *without]}
-    wholes = {whole: [name for name in names if name in tests] for whole, names in parts.items() if whole in tests}
-    groups = [[whole, *sorted(names, key=lambda name: tests[name].mean)] for whole, names in wholes.items() if names]
-    for whole in dict.fromkeys(row["reference"] for row in without):
-        names = [row["method"] for row in without if row["reference"] == whole]
-        groups.append([whole, *sorted(names, key=lambda name: tests[name].mean)])
-    groups.sort(key=len)
-    lines = [max(map(len, groups[start : start + 3])) for start in range(0, len(groups), 3)]
-    heights = [0.24 * line + 0.4 for line in lines]
-    shape = {"gridspec_kw": {"height_ratios": heights}}
-    figure, axes = panels(len(groups), 3, 3.6, sum(heights) / len(heights) + 0.2, **shape)
-    for number, (axis, names) in enumerate(zip(axes, groups, strict=True)):
-        for place, name in enumerate(names):
-            draw_estimate(axis, place, tests[name], colour.get(name, "silver"))
-        axis.axvspan(*(100 * (tests[names[0]].mean + side * MARGIN) for side in (-1, 1)), color="grey", alpha=0.2)
-        labels = [name.replace(f"{names[0]}{WITHOUT}", "without ") for name in names]
-        axis.set_yticks(range(len(names)), labels, fontsize=9)
-        axis.get_yticklabels()[0].set_fontweight("bold")
-        axis.set_ylim(lines[number // 3] - 0.4, -0.6)
-        axis.grid(axis="x", alpha=0.3)
-    figure.supxlabel(
-        "test error in %: mean and 95 % interval over folds (thick),\n"
-        "over folds and test images (thin); grey: within\n"
-        f"{100 * MARGIN:g} points of the combination",
-        fontsize=9,  # it has to fit below a single panel
-    )
-    return figure
-
-
-def draw_tuning(tuned: Sequence[dict], methods: Sequence[str], colour: dict):
-    """By method, the expected best validation error of k of its points, on the first fold, where all of them ran.
-
-    Only the points of the method's own design: those taken over from its parts were not drawn from its space.
-    """
-    designs = {
-        method: [
-            100 * row["val_error_fold_0"]
-            for row in trials
-            if row["origin"] == "design" and row["val_error_fold_0"] != ""
-        ]
-        for method, trials in by_method(tuned).items()
-    }
-    named = [method for method in dict.fromkeys([*methods, *designs]) if designs.get(method)]
-    figure, axes = panels(len(named), 5, 2.3, 1.9, sharex=True)
-    for axis, method in zip(axes, named, strict=True):
-        best = expected_best(designs[method])
-        axis.plot(range(1, len(best) + 1), best, "o-", markersize=3, color=colour.get(method, "grey"))
-        axis.set_title(method, fontsize=10)
-        # all panels span the same ratio, so that a slope means the same relative gain in each
-        axis.set_yscale("log")
-        axis.set_ylim(best[-1] * 0.96, best[-1] * 1.5)
-        ticks = np.linspace(best[-1], best[-1] * 1.4, 4)
-        axis.set_yticks(ticks, [f"{tick:.2f}" for tick in ticks])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        half = (len(best) + 1) // 2
-        text = f"from {half} to {len(best)}: {best[-1] - best[half - 1]:+.2f}"
-        axis.text(0.96, 0.93, text, transform=axis.transAxes, ha="right", va="top", fontsize=8)
-    axes[0].set_xticks([k for k in (1, 4, 8, 12, 16, 24, 32) if k <= max(map(len, designs.values()))])
-    figure.supxlabel("random points tried; in each panel, what the second half of them gained, in points", fontsize=10)
-    figure.supylabel("expected best validation error in %", fontsize=10)
-    return figure
+def schedule_keys(shades: dict[str, str], **style) -> dict[str, dict]:
+    return {f"{schedule} schedule": {"color": shade} | style for schedule, shade in shades.items()}
 
 
 @contextlib.contextmanager
@@ -253,6 +86,119 @@ def reproducible_figures() -> Iterator[None]:
 
 
 def save_figure(figure, path: Path) -> None:
-    """`figure` as PNG."""
+    """`figure` as PNG; `path` has no suffix."""
     with replacing(path.with_name(f"{path.name}.png")) as beside:
         figure.savefig(beside, format="png", dpi=120)
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def draw_methods(groups: dict[tuple[str, str], list[dict]], order: Sequence[str]):
+    """Test error and test cost of every run as dots and their median as a mark, by method and schedule.
+
+    The cost has two more marks: at the lowest validation cost, and after the last epoch once a temperature is fitted.
+    """
+    figure, axes = panels(2, 2, 5.2, 0.42 * len(order) + 0.5, sharey=True)
+    shades = shades_of(run for runs in groups.values() for run in runs)
+    hollow = {"markerfacecolor": "white", "markersize": 5}
+    of_runs = {"markersize": 3, "alpha": 0.45, "markeredgewidth": 0}
+    marks = {"error/test": "o", "loss/test": "o", "best/loss/test": "<", "tempered/test": "d"}
+    for (method, schedule), runs in groups.items():
+        place = order.index(method) + 0.38 * list(shades).index(schedule) - 0.19 if method in order else None
+        for column, mark in marks.items() if method in order else ():
+            axis, factor = (axes[0], 100) if column == "error/test" else (axes[1], 1)
+            values = [factor * run[column] for run in runs if run.get(column, "") != ""]
+            shade, look = shades[schedule], {"markeredgecolor": "black", "markersize": 7} if mark == "o" else hollow
+            if mark == "o":  # spread by fold, so that dots do not hide each other
+                axis.plot(values, place + 0.12 * np.linspace(-1, 1, len(values)), "o", color=shade, **of_runs)
+            if values:
+                axis.plot(np.median(values), place, mark, zorder=3, color=shade, **look)
+    for axis, text in zip(axes, ("test error in %", "test cost in nats"), strict=True):
+        axis.set_xscale("log")
+        plain_ticks(axis.xaxis)
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_xlabel(text)
+        for place in range(0, len(order), 2):
+            axis.axhspan(place - 0.5, place + 0.5, color="black", alpha=0.05, linewidth=0)
+    axes[0].set_yticks(range(len(order)), order)
+    axes[0].set_ylim(len(order) - 0.5, -0.5)
+    keys = schedule_keys(shades, marker="s", linestyle="") | {"a run": {"marker": "o", "linestyle": ""} | of_runs}
+    keys |= {"median, last epoch": {"marker": "o", "linestyle": "", "markeredgecolor": "black"}}
+    keys |= {"stopped at the lowest validation cost": {"marker": "<", "linestyle": ""} | hollow}
+    explain(figure, keys | {"last epoch, after one temperature": {"marker": "d", "linestyle": ""} | hollow})
+    return figure
+
+
+def draw_costs(curves: Sequence[dict], groups: dict[tuple[str, str], list[dict]]):
+    """Costs over the epochs, median and range over the folds, and where each fold had its lowest validation cost."""
+    shades, methods = shades_of(curves), [method for method in MAIN if method in by_method(curves)]
+    pairs = [(method, schedule) for schedule in shades for method in methods]
+    figure, axes = panels(len(pairs), len(methods), 2.7, 2.3, sharex=True, sharey=True)
+    styles = {"validation": {"linestyle": "-"}, "training": {"linestyle": "--"}, "test": {"linestyle": ":"}}
+    dot = {"color": "black", "marker": "o", "markersize": 3.5, "alpha": 0.6, "markeredgewidth": 0, "linestyle": ""}
+    for axis, (method, schedule) in zip(axes, pairs, strict=True):
+        for split, style in zip(("val", "train", "test"), styles.values(), strict=True):
+            key = method, schedule, split
+            rows = [row for row in curves if (row["method"], row["schedule"], row["split"]) == key and row["epoch"]]
+            epochs, median, low, high = ([row[name] for row in rows] for name in ("epoch", "median", "low", "high"))
+            axis.plot(epochs, median, color=shades[schedule], **style)
+            if split != "test":  # it lies on that of validation
+                axis.fill_between(epochs, low, high, color=shades[schedule], alpha=0.18, linewidth=0)
+        stops = [[run[f"best/{name}"] for run in groups[method, schedule]] for name in ("epoch", "loss/val")]
+        axis.plot(*stops, **dot)
+        axis.set_title(f"{method}, {schedule}", fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0].set_xscale("log")
+    axes[0].set_yscale("log")
+    axes[0].set_ylim(bottom=max(1e-4, axes[0].get_ylim()[0]))
+    explain(figure, styles | {"where a fold would be stopped": dot}, "epoch", "cross-entropy in nats")
+    return figure
+
+
+def draw_reliability(bins: Sequence[dict]):
+    """Share of right answers by their confidence, over all folds; a dot is as large as its bin has many images."""
+    shades, methods = shades_of(bins), [method for method in MAIN if method in by_method(bins)]
+    figure, axes = panels(len(methods), 4, 2.7, 2.7, sharex=True, sharey=True)
+    for axis, method in zip(axes, methods, strict=True):
+        axis.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=":")
+        for schedule, shade in shades.items():
+            rows = [row for row in bins if (row["method"], row["schedule"]) == (method, schedule)]
+            confidence, right = ([row[name] for row in rows] for name in ("confidence", "right"))
+            images = np.array([row["images"] for row in rows])
+            axis.plot(confidence, right, color=shade, linewidth=1.2)
+            axis.scatter(confidence, right, 4 + 90 * np.sqrt(images / images.sum()), color=shade, alpha=0.7)
+        axis.set_title(method, fontsize=10)
+        axis.grid(alpha=0.3)
+    keys = schedule_keys(shades) | {"as often right as confident; over-confident lies below": {"linestyle": ":"}}
+    explain(figure, keys, "confidence of the answer", "share of right answers")
+    return figure
+
+
+def draw_tuning(tuned: Sequence[dict], methods: Sequence[str]):
+    """By method and schedule, the expected best validation error of k of its points, on the first fold, where all ran.
+
+    Only the points of the method's own design: those taken over from its parts were not drawn from its space.
+    """
+    shades = shades_of(tuned)
+    designed = by_method(row for row in tuned if row["origin"] == "design" and row["val_error_fold_0"] != "")
+    named = [method for method in methods if method in designed]
+    figure, axes = panels(len(named), 4, 2.5, 1.9, sharex=True)
+    for axis, method in zip(axes, named, strict=True):
+        lines = []
+        for schedule, shade in shades.items():
+            errors = [100 * row["val_error_fold_0"] for row in designed[method] if row["schedule"] == schedule]
+            lines.append(expected_best(errors))
+            axis.plot(range(1, len(errors) + 1), lines[-1], "o-", markersize=3, color=shade)
+        low = min(line[-1] for line in lines if line)
+        axis.set_title(method, fontsize=10)
+        # all panels span the same ratio, so that a slope means the same relative gain in each
+        axis.set_yscale("log")
+        axis.set_ylim(low * 0.96, low * 2)
+        ticks = np.linspace(low, low * 1.9, 4)
+        axis.set_yticks(ticks, [f"{tick:.2f}" for tick in ticks])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_xticks([1, 4, 8, 12, 16])
+    explain(figure, schedule_keys(shades), "random points tried", "expected best validation error in %")
+    return figure

@@ -6,17 +6,17 @@ negative ones are improvements.
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-BASELINE = "baseline"
-WITHOUT = " - "  # "everything - noise" is "everything" without its part "noise": a row of the second table only
+PLAIN = "plain, tuned"  # the network without regularisation, to which all methods are compared
+WITHOUT = " - "  # "everything - noise" is "everything" without its part "noise", and no method of its own
 MARGIN = 0.0025  # differences smaller than that are as good as none
 BORDER = 0.05  # of a range, on its own scale: what lies that near to an end may be better beyond it
-LEAST_PAIRS = 6  # with fewer no two-sided signed-rank test can reach 5 %, so no p is shown
+LEAST_PAIRS = 6  # with fewer no two-sided signed-rank test can reach 5 %, and there is no interval
 
 
 class ReportError(Exception):
@@ -34,7 +34,7 @@ def by_method(rows: Iterable[dict]) -> dict[str, list[dict]]:
 
 
 def runs_by_method(rows: Iterable[dict]) -> dict[str, list[dict]]:
-    """The rows of results.csv, those of a method in the order of their folds, which are the same for all methods."""
+    """The `rows` of a method, of results under one schedule, in the order of their folds, the same for all methods."""
     found = {method: sorted(runs, key=lambda run: run["fold"]) for method, runs in by_method(rows).items()}
     folds = sorted({run["fold"] for runs in found.values() for run in runs})
     for method, runs in found.items():
@@ -47,23 +47,7 @@ def runs_by_method(rows: Iterable[dict]) -> dict[str, list[dict]]:
     return found
 
 
-# --- statistics ------------------------------------------------------------------------------------------------------
-
-
-class Estimate(NamedTuple):
-    """A mean over folds, and half the widths of its two 95 % intervals; nan where there is too little to tell."""
-
-    mean: float
-    half: float  # over folds: other training images, initialisation and order, but the same test images
-    both: float = math.nan  # over folds and test images: other test images as well
-
-
-class Share(NamedTuple):
-    """A share, and the ends of its 95 % interval."""
-
-    share: float
-    low: float
-    high: float
+# --- one method ------------------------------------------------------------------------------------------------------
 
 
 def mean_and_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -75,109 +59,6 @@ def mean_and_interval(values: Sequence[float], level: float = 0.95) -> tuple[flo
     n = len(values)
     half = stats.t.ppf((1 + level) / 2, n - 1) * stats.sem(values) if n > 1 else math.nan
     return float(np.mean(values)), float(half)
-
-
-def interval_over_both(missed: np.ndarray, resamples: int = 2000) -> float:
-    """Half the width of the 95 % interval of the mean of `missed`, (folds, images), over folds and test images.
-
-    It covers other training images, initialisations and orders, and other test images too. An entry is 1 for a wrong
-    answer, or for a paired difference that of two such entries: -1, 0 or 1. Folds and images are drawn anew
-    independently of each other, and each draw is weighed into the mean as w_fold^T M w_image (the pigeonhole bootstrap
-    of Owen 2007). One fold fewer is drawn than there are, which makes the variance over folds unbiased (Rao and Wu
-    1988), and the deviation of the resampled means is multiplied by Student's t for the folds, since these are few: so
-    without any difference between images it is the interval of `mean_and_interval`. The seed is fixed.
-    """
-    folds, images = missed.shape
-    if folds < 2:
-        return math.nan
-    of_folds, of_images = bootstrap_weights(folds, images, resamples)
-    # counts up to 2**24 are exact in single precision: the same on every machine
-    counts = (missed.astype(np.float32) @ of_images.T).astype(float)  # (folds, resamples)
-    means = (of_folds.T * counts).sum(0) / ((folds - 1) * images)
-    return float(stats.t.ppf(0.975, folds - 1) * means.std(ddof=1))
-
-
-@lru_cache(maxsize=1)
-def bootstrap_weights(folds: int, images: int, resamples: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each resample draws each fold and each image: (resamples, folds) and (resamples, images)."""
-    rng = np.random.default_rng(0)
-    of_folds = rng.multinomial(folds - 1, np.full(folds, 1 / folds), size=resamples)
-    of_images = np.empty((resamples, images), np.float32)
-    for row in of_images:
-        row[:] = np.bincount(rng.integers(images, size=images), minlength=images)
-    return of_folds, of_images
-
-
-def share_won(differences: Sequence[float]) -> Share:
-    """The share of pairs whose difference is negative, ties counted half, and its Clopper-Pearson interval.
-
-    A share of n/2 wins and as many ties is not binomial; the ends, quantiles of beta distributions, then lie between
-    those of the whole numbers beside it.
-    """
-    differences = np.asarray(differences)
-    n, won = len(differences), (differences < 0).sum() + 0.5 * (differences == 0).sum()
-    low = stats.beta.ppf(0.025, won, n - won + 1) if won > 0 else 0.0
-    high = stats.beta.ppf(0.975, won + 1, n - won) if won < n else 1.0
-    return Share(float(won / n), float(low), float(high))
-
-
-def signed_ranks(differences: Sequence[float]) -> np.ndarray:
-    """Ranks of the sizes of the differences other than 0, with their signs; equal sizes share their mean rank."""
-    differences = np.asarray(differences, float)
-    differences = differences[differences != 0]
-    return np.sign(differences) * stats.rankdata(abs(differences))
-
-
-def wilcoxon(differences: Sequence[float]) -> float:
-    """Two-sided p of the signed-rank test (Wilcoxon 1945), zeros left out.
-
-    It is exact, with ties too: `counts` are the numbers of the 2**n assignments of signs by their sum of positive
-    ranks, where SciPy's exact method supposes that no two ranks are equal.
-    """
-    ranks = signed_ranks(differences)
-    doubled = (2 * abs(ranks)).astype(int)  # whole numbers, although mean ranks may end in a half
-    counts = np.ones(1)
-    for rank in doubled:
-        counts = np.concatenate([counts, np.zeros(rank)]) + np.concatenate([np.zeros(rank), counts])
-    positive = doubled[ranks > 0].sum()
-    smaller = min(positive, doubled.sum() - positive)
-    return min(1.0, float(2 * counts[: smaller + 1].sum() / 2.0 ** len(ranks)))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """`p_values` adjusted for their number, in the same order (Holm 1979)."""
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(np.argsort(p_values)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
-
-
-def verdict(differences: Sequence[float], p: float) -> str:
-    """`differences` in words, with `p` from their signed-rank test, adjusted for how many are made.
-
-    "better" or "worse", the sign of the sum of ranks, if p is below 5 %; "equal" if the 90 % interval of the mean
-    difference lies within ±0.25 points (two one-sided tests at 5 % each, Schuirmann 1987); else "undecided".
-    "better" speaks of the sign and "equal" of the size, so a difference may be both, and neither rule wins:
-    "better, by under 0.25".
-    """
-    mean, half = mean_and_interval(differences, 0.90)
-    small = abs(mean) + half < MARGIN
-    if p < 0.05:
-        word = "better" if signed_ranks(differences).sum() < 0 else "worse"
-        return f"{word}, by under {100 * MARGIN:g}" if small else word
-    return "equal" if small else "undecided"
-
-
-def paired_differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
-    """a - b, rounded, so that equal differences of two fractions are equal numbers, and count as ties."""
-    return np.round(np.subtract(a, b), 12)
-
-
-def tested(family: Sequence[Sequence[float]]) -> list[tuple[float, str]]:
-    """By paired differences of a `family` of tests: p of the signed-rank test, adjusted for their number; verdict."""
-    adjusted = holm([wilcoxon(differences) for differences in family])
-    return [(p, verdict(differences, p)) for differences, p in zip(family, adjusted, strict=True)]
 
 
 def expected_best(errors: Sequence[float]) -> list[float]:
@@ -199,19 +80,100 @@ def at_border(value: float, low: float, high: float, log: bool) -> bool:
     return not BORDER <= (value - low) / (high - low) <= 1 - BORDER
 
 
-# --- as text ---------------------------------------------------------------------------------------------------------
+# --- paired differences ----------------------------------------------------------------------------------------------
 
 
-def percent(value: Estimate, both: bool = True) -> str:
-    """5.67 ± 0.27 (± 0.45), without what cannot be told."""
-    return with_intervals(f"{100 * value.mean:.2f}", value, both)
+class Difference(NamedTuple):
+    """What `n` paired differences say; nan where there are too few to tell."""
+
+    estimate: float  # Hodges-Lehmann
+    low: float  # its interval
+    high: float
+    p: float  # of the signed-rank test, adjusted for the number of tests
+    won: float  # folds with a negative difference; a tie is half
+    n: int
+    verdict: str
 
 
-def points(value: Estimate, both: bool = True) -> str:
-    """As `percent`, with its sign."""
-    return with_intervals(f"{100 * value.mean:+.2f}", value, both)
+def paired_differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
+    """a - b, rounded, so that equal differences of two fractions are equal numbers, and count as ties."""
+    return np.round(np.subtract(a, b), 12)
 
 
-def with_intervals(text: str, value: Estimate, both: bool) -> str:
-    text += "" if math.isnan(value.half) else f" ± {100 * value.half:.2f}"
-    return text if math.isnan(value.both) or not both else f"{text} (± {100 * value.both:.2f})"
+def tested(family: Sequence[Sequence[float]]) -> list[Difference]:
+    """What each of a `family` of paired differences says, its p adjusted for their number."""
+    adjusted = holm([signed_rank_p(differences) for differences in family])
+    found = []
+    for differences, p in zip(map(np.asarray, family), adjusted, strict=True):
+        won = float((differences < 0).sum() + 0.5 * (differences == 0).sum())
+        found.append(
+            Difference(*hodges_lehmann(differences), p, won, len(differences), verdict(differences, p, len(family)))
+        )
+    return found
+
+
+def hodges_lehmann(differences: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """The median of the means of all pairs, each value with itself as well; and the ends of its interval.
+
+    The interval is what the exact signed-rank test does not reject, and ends at means of pairs (Hodges and Lehmann
+    1963). Its ends belong to it, so with ties it covers the truth at least as often (Noether 1967). The ends are nan
+    where not even the range of all is wide enough: of fewer than 6 differences at 95 %, 5 at 90 %.
+    """
+    means = np.sort([(a + b) / 2 for a, b in combinations_with_replacement(differences, 2)])
+    n = len(differences)
+    chances = np.cumsum(rank_sums(range(1, n + 1))) / 2.0**n
+    cut = int(np.searchsorted(chances, (1 - level) / 2, side="right"))  # sums of ranks that are too rare
+    return float(np.median(means)), *(map(float, (means[cut - 1], means[-cut])) if cut else (math.nan, math.nan))
+
+
+def signed_rank_p(differences: Sequence[float]) -> float:
+    """Two-sided p of the exact signed-rank test (Wilcoxon 1945), zeros left out; ties share their mean rank.
+
+    SciPy's own exact method supposes that there are no ties, and its permutation test takes seconds.
+    """
+    ranks = signed_ranks(differences)
+    doubled = (2 * abs(ranks)).astype(int)  # whole numbers, although mean ranks may end in a half
+    positive = doubled[ranks > 0].sum()
+    smaller = min(positive, doubled.sum() - positive)
+    return min(1.0, float(2 * rank_sums(doubled)[: smaller + 1].sum() / 2.0 ** len(ranks)))
+
+
+def signed_ranks(differences: Sequence[float]) -> np.ndarray:
+    """Ranks of the sizes of the differences other than 0, with their signs; equal sizes share their mean rank."""
+    differences = np.asarray(differences, float)
+    differences = differences[differences != 0]
+    return np.sign(differences) * stats.rankdata(abs(differences))
+
+
+def rank_sums(ranks: Iterable[int]) -> np.ndarray:
+    """By sum of the positive `ranks`, how many of the 2**n assignments of signs have it."""
+    counts = np.ones(1)
+    for rank in ranks:
+        counts = np.concatenate([counts, np.zeros(rank)]) + np.concatenate([np.zeros(rank), counts])
+    return counts
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """`p_values` adjusted for their number, in the same order (Holm 1979)."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(np.argsort(p_values)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def verdict(differences: Sequence[float], p: float, tests: int = 1) -> str:
+    """`differences` in words, with `p` from their signed-rank test, adjusted for how many `tests` are made.
+
+    "better" or "worse", the sign of the sum of ranks, if p is below 5 %; "equal" if the 90 % interval lies within
+    MARGIN (two one-sided tests at 5 % each, Schuirmann 1987); else "undecided". "better" speaks of the sign and "equal"
+    of the size, so a difference may be both, and neither rule wins: "better, < 0.25". Folds are too few where not even
+    differences of one sign could make p so low.
+    """
+    n = len(differences)
+    _, low, high = hodges_lehmann(differences, 0.90)
+    small = n >= LEAST_PAIRS and low > -MARGIN and high < MARGIN
+    if p < 0.05:
+        word = "better" if signed_ranks(differences).sum() < 0 else "worse"
+        return f"{word}, < {100 * MARGIN:g}" if small else word
+    return "equal" if small else "undecided" if tests * 2.0 ** (1 - n) < 0.05 else "undecided: too few folds"

@@ -14,8 +14,8 @@ def test_quick_prints_every_table_and_leaves_no_trace(capsys):
     tables = step.main(["--quick", "--data", "digits"])
     assert before == (dict(os.environ), torch.get_num_threads(), torch.get_float32_matmul_precision())
     assert set(tables["augmentation"]) == {"geometry", "noise", "elastic", "all"}
-    assert {*step.METHODS, "baseline, --matmul medium", "scikit-learn's MLPClassifier"} < set(tables["step"])
-    assert set(tables["run"]) == {"baseline's steps alone", *step.WHOLE_RUNS}
+    assert {*step.METHODS, "plain, --matmul medium", "scikit-learn's MLPClassifier"} < set(tables["step"])
+    assert set(tables["run"]) == {"plain steps alone", *step.WHOLE_RUNS}
     for column, limit in (("x PyTorch's", "PyTorch's"), ("x NumPy's", "NumPy's")):
         assert tables["step"][f"{limit} matrix products alone"][column] == 1
     printed = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""planned.py: what is kept of a run, of averaged networks and masks, and of scikit-learn's network; on the digits."""
+"""planned.py: what is kept of a run, of averaged networks and masks, and beside scikit-learn's; on the digits."""
 
 from dataclasses import replace
 
@@ -11,44 +11,115 @@ from sklearn import neural_network
 import data
 import planned
 from model import Dropout
-from planned import plan, run
-from sentences import of_network
-from support import sweeps
-from support.folder import RunError
+from planned import plan, train_planned
+from support.run import RunError
 from train import Config, predict, train, trained_model
 
-
-def network(config, folder):
-    return of_network(planned.one_network(config, folder))
+WHERE = {"data": "digits", "device": "cpu"}
 
 
-def test_a_worker_that_died_unheard_need_not_train_again(monkeypatch, tmp_path):
+def test_other_data_than_those_of_the_plan_are_refused(tmp_path):
     payload = plan(Config(data="digits", device="cpu", epochs=2), ("train", "val"))
-    where = {"data": "digits", "device": "cpu"}
-    first = run(payload, tmp_path / "run", where)
-    monkeypatch.setattr(planned, "train", None)
-    assert run(payload, tmp_path / "run", where) == first
     with pytest.raises(RunError, match="the data are others"):
-        run(payload | {"data_sha256": "0"}, tmp_path / "other", where)
+        train_planned(payload | {"data_sha256": "0"}, tmp_path, WHERE)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_network_keeps(digits, tmp_path):
-    config = replace(digits, l1=1e-3, epochs=40, evaluations=40)
-    found = network(config, tmp_path / "a")
+    config = replace(digits, lr=1e-2, epochs=60, evaluations=30, fold=1)
+    found = planned.one_network(config, tmp_path / "a")
+    last, best = found["result"]["last"], found["result"]["best"]
+    assert last["epoch"] == 60 > best["epoch"] > 0, "early stopping would tell them apart"
     state = torch.load(tmp_path / "a" / "last.pt", weights_only=True)["model"]
     weights = torch.cat([value.flatten() for name, value in state.items() if name.endswith("weight")])
-    assert found["rms"] == pytest.approx(weights.square().mean().sqrt().item(), rel=1e-5)
-    assert found["small"] == (weights.abs() < 1e-3).double().mean().item() > 0
-    assert found["updates"] == 40 and found["images"] == 72
-    assert 0 <= found["6 as 9"] < 359 and 0 <= found["9 as 6"] < 359
+    assert found["weights"]["rms"] == pytest.approx(weights.square().mean().sqrt().item(), rel=1e-5)
+    assert found["weights"]["small"] == (weights.abs() < 1e-3).double().mean().item() > 0
+    assert set(found["curves"]) == {"epoch", "loss/train", "loss/val", "loss/test"}
+    assert found["curves"]["loss/test"][-1] == pytest.approx(last["loss/test"])
+    confusions = np.array(found["confusions"])
+    assert 1 - np.trace(confusions) / confusions.sum() == pytest.approx(last["error/test"])
+    assert (confusions.sum(axis=1) == np.bincount(data.load("digits").test_labels, minlength=10)).all()
+    images, _, right = np.sum(found["reliability"], axis=0)
+    assert images == confusions.sum() and right == np.trace(confusions)
+    for moment in (last, best):  # one temperature fitted on validation never costs much on test
+        assert moment["tempered/test"] <= moment["loss/test"] + 0.02 and 0 < moment["calibration/test"] < 1
+    assert last["calibration/test"] != best["calibration/test"], "other weights are another calibration"
+    assert "calibration/test" not in planned.one_network(config, tmp_path / "b", ("train", "val"))["result"]["last"]
 
 
-def test_confusions_are_of_six_and_nine_alone(digits, monkeypatch, tmp_path):
-    labels = torch.tensor([6, 6, 6, 9, 9, 1, 6])
-    answers = torch.tensor([9, 9, 6, 6, 9, 6, 0])
+def test_confusions_by_hand(digits, monkeypatch, tmp_path):
+    labels, answers = torch.tensor([6, 6, 6, 9, 9, 1, 6]), torch.tensor([9, 9, 6, 6, 9, 6, 0])
     monkeypatch.setattr(planned, "outputs", lambda *_: (torch.nn.functional.one_hot(answers, 10).float(), labels))
-    found = network(replace(digits, epochs=1), tmp_path / "a")
-    assert (found["6 as 9"], found["9 as 6"]) == (2, 1)
+    counts = planned.one_network(replace(digits, epochs=1), tmp_path / "a")["confusions"]
+    assert (counts[6][9], counts[9][6], counts[6][6], counts[1][1]) == (2, 1, 1, 0)
+
+
+# --- calibration
+
+
+def made_up(temperature, n=4000):
+    """Logits that are so many times too large for labels drawn from their softmax."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(n, 10, generator=generator)
+    return temperature * logits, torch.multinomial(logits.softmax(dim=1), 1, generator=generator).squeeze(1)
+
+
+@pytest.mark.parametrize("expected", [0.3, 1.0, 4.0])
+def test_the_temperature_is_found_and_is_where_the_cost_is_lowest(expected):
+    logits, labels = made_up(expected)
+    found = planned.temperature(logits, labels)
+    assert found == pytest.approx(expected, rel=0.1)
+    costs = [torch.nn.functional.cross_entropy(logits.double() / t, labels).item() for t in (found, found * 0.99)]
+    assert costs[0] < costs[1] and costs[0] < torch.nn.functional.cross_entropy(logits / found / 1.01, labels).item()
+
+
+def test_temperature_is_fitted_on_validation_and_applied_to_test():
+    val, test = made_up(4.0), made_up(1.0)
+    found = planned.calibration(val, test)
+    assert found["temperature"] == planned.temperature(*val)
+    tempered = torch.nn.functional.cross_entropy(test[0].double() / found["temperature"], test[1])
+    assert found["tempered/test"] == pytest.approx(tempered.item())
+    assert found["tempered/test"] > torch.nn.functional.cross_entropy(*test).item(), "validation is like no test"
+
+
+def test_the_calibration_error_is_that_of_the_bins():
+    """torchmetrics beside the definition, from the bins of the reliability diagram."""
+    logits, labels = made_up(3.0)
+    bins = np.array(planned.reliability(logits, labels))
+    images, confidence, right = bins.T
+    assert len(bins) == 15 and images.sum() == len(labels)
+    expected = abs(confidence - right).sum() / len(labels)
+    assert planned.calibration((logits, labels), (logits, labels))["calibration/test"] == pytest.approx(expected)
+    assert expected > 0.1, "over-confident"
+    means = confidence[images > 0] / images[images > 0]
+    assert (means * 15).astype(int).tolist() == np.flatnonzero(images).tolist(), "each in its own bin"
+
+
+# --- what is cut off, and what diverges
+
+
+def test_a_killed_run_goes_on(digits, tmp_path):
+    config = replace(digits, epochs=20, evaluations=20)
+    whole, again = planned.one_network(config, tmp_path / "whole"), None
+    with pytest.raises(Cut):
+        train(config, tmp_path / "cut", quiet=True, on_evaluation=cut_at(6))
+    assert (tmp_path / "cut" / "last.pt").exists()
+    again = planned.one_network(config, tmp_path / "cut")
+    for found in (whole, again):
+        for name in ("folder", "seconds"):
+            del found["result"][name]
+        for moment in ("last", "best"):
+            del found["result"][moment]["seconds"]
+    assert again == whole
+
+
+def test_a_diverged_run_has_no_weights(digits, tmp_path):
+    found = planned.one_network(replace(digits, optimizer="sgd", lr=1e9), tmp_path / "a")
+    assert found["result"]["status"] == "diverged"
+    assert {"weights", "confusions", "reliability"}.isdisjoint(found) and "tempered/test" not in found["result"]["last"]
+
+
+# --- several networks, and scikit-learn's
 
 
 def test_networks_are_averaged_in_groups_that_share_none(digits, monkeypatch, tmp_path):
@@ -74,37 +145,15 @@ def test_masks_are_drawn_in_dropout_alone(digits, tmp_path):
     assert found == planned.averaged_masks(config, tmp_path / "a", (0, 1, 50))
 
 
-def test_a_killed_run_goes_on(digits, monkeypatch, tmp_path):
-    config = replace(digits, epochs=20, evaluations=20)
-    whole = network(config, tmp_path / "whole")
-    with pytest.raises(Cut):
-        train(config, tmp_path / "cut", quiet=True, on_evaluation=cut_at(6))
-    assert (tmp_path / "cut" / "last.pt").exists()
-    again = network(config, tmp_path / "cut")
-    assert again | {"seconds": 0} == whole | {"seconds": 0}
-
-
-def test_a_diverged_run_has_no_weights(digits, tmp_path):
-    found = network(replace(digits, optimizer="sgd", lr=1e9), tmp_path / "a")
-    assert found["status"] == "diverged" and found["rms"] is None and found["6 as 9"] is None
-    row = {"method": "none", "value": 1, "fold": 3} | found
-    assert sweeps.derived([row])[0]["never"] == 1 and "6 and 9" not in sweeps.derived([row])[0]
-
-
-# --- several networks, and scikit-learn's
-
-
 def test_an_ensemble_s_output_is_the_mean_of_its_networks(tmp_path):
     config = Config(data="digits", device="cpu", epochs=4, batch_size=20, fold=3, seed=3, dropout=0.1)
-    payload = plan(config, networks=[1, 2])
-    found = run(payload, tmp_path / "ensemble", {"data": "digits", "device": "cpu"})
-    dataset = data.load("digits")
-    images, labels = data.split_tensors(dataset, "test", 3, torch.device("cpu"))
+    found = train_planned(plan(config, networks=[1, 2]), tmp_path / "ensemble", WHERE)
+    images, labels = data.split_tensors(data.load("digits"), "test", 3, torch.device("cpu"))
     shares = []
     for seed in (103, 203):
         one = replace(config, seed=seed)
         train(one, tmp_path / str(seed), quiet=True)
-        model = trained_model(one, dataset, tmp_path / str(seed) / "last.pt")
+        model = trained_model(one, data.load("digits"), tmp_path / str(seed) / "last.pt")
         shares.append(torch.softmax(predict(model, images), dim=1))
     errors = [(share.argmax(1) != labels).float().mean().item() for share in shares]
     assert errors[0] != errors[1], "other seeds are other networks"
@@ -125,11 +174,10 @@ def test_scikit_learn_is_given_the_same_network_and_images(monkeypatch, tmp_path
     monkeypatch.setattr(neural_network, "MLPClassifier", Spy)
     for fraction in (0.05, 0.1):
         one = replace(config, fraction=fraction)
-        payload = plan(one, sklearn=True)
-        theirs = run(payload, tmp_path / f"{fraction}", {"data": "digits", "device": "cpu"})["error/test"]
+        found = train_planned(plan(one, sklearn=True), tmp_path / f"{fraction}", WHERE)
         images, _ = data.split_tensors(data.load("digits"), "train", 4, torch.device("cpu"), fraction)
         assert (given[-1][1] == images.flatten(1).numpy()).all()
     parameters = given[-1][0]
     assert parameters["alpha"] == pytest.approx(2 * 30 * 1e-3) and parameters["hidden_layer_sizes"] == (100, 100, 100)
-    ours = train(one, tmp_path / "ours", quiet=True)["last"]["error/test"]
-    assert theirs == pytest.approx(ours, abs=0.04) and ours < 0.15
+    assert found["error/sklearn"] == pytest.approx(found["error/ours"], abs=0.04) and found["error/ours"] < 0.15
+    assert found["error/ours"] == train(one, tmp_path / "ours", quiet=True)["last"]["error/test"]

@@ -1,3 +1,5 @@
+"""Statistics against enumeration and SciPy; tables by hand; a whole report of made-up runs."""
+
 import itertools
 import math
 
@@ -5,182 +7,157 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from compare import METHODS, PARTS, SCHEDULES
 from support import figures, report, statistics
+from support.statistics import PLAIN, ReportError
 
-# --- synthetic comparisons
-
-
-def row(method, fold, error, val_error=0.5, **more):
-    common = {"method": method, "settings": f"--{method}", "fold": fold, "seed": fold, "data": "mnist"}
-    common |= {"status": "finished", "error/val": val_error, "error/test": error, "seconds": 10.0}
-    return common | {"begun": "2026-01-01 10:00", "ended": "2026-01-01 11:00"} | more
+# --- made-up comparisons
 
 
-BASELINE = [0.080, 0.090, 0.070, 0.085, 0.075, 0.081]
+def row(method, fold, error, val_error=0.5, schedule="constant", **more):
+    common = {"method": method, "schedule": schedule, "fold": fold, "command": f"python train.py --{method}"}
+    common |= {"status": "finished", "error/val": val_error, "error/test": error, "seconds": 10.0, "data": "mnist"}
+    costs = {"loss/test": 10 * error, "calibration/test": error / 2, "temperature": 1.5, "tempered/test": 4 * error}
+    best = {"best/epoch": 20, "best/loss/val": 5 * error, "best/error/test": 1.2 * error, "best/loss/test": 5 * error}
+    best |= {"best/calibration/test": 0.01, "best/tempered/test": 4.5 * error}
+    times = {"begun": "2026-01-01 10:00", "ended": "2026-01-01 11:00", "processor": "A, B", "torch": "2"}
+    return common | costs | best | times | more
+
+
+PLAIN_ERRORS = [0.080, 0.090, 0.070, 0.085, 0.075, 0.081]
 BETTER = [0.060, 0.071, 0.052, 0.061, 0.058, 0.062]
 WORSE = [0.081, 0.089, 0.073, 0.089, 0.080, 0.087]
 
 
-def rows():
+def rows(schedule="constant"):
     """Out of order, as workers finish them; the order by test error is not that by validation error."""
-    found = [row("worse", fold, error, 0.04) for fold, error in enumerate(WORSE, start=3)][::-1]
-    found += [row("baseline", fold, error, 0.08) for fold, error in enumerate(BASELINE, start=3)]
-    return found + [row("better", fold, error, 0.06) for fold, error in enumerate(BETTER, start=3)][::-1]
+    found = [row("worse", fold, error, 0.04, schedule) for fold, error in enumerate(WORSE, start=3)][::-1]
+    found += [row(PLAIN, fold, error, 0.08, schedule) for fold, error in enumerate(PLAIN_ERRORS, start=3)]
+    return found + [row("better", fold, error, 0.06, schedule) for fold, error in enumerate(BETTER, start=3)][::-1]
 
 
-LAYERS = ("linear1", "linear2", "linear3", "linear4")
-METHODS = {  # and about how large their errors may be
-    "the class's recipe": 0.081, "baseline": 0.069, "He initialisation": 0.067, "L1": 0.065, "L2": 0.063,
-    "weight decay": 0.066, "dropout": 0.060, "batch norm": 0.057, "layer norm": 0.058, "noise": 0.037,
-    "geometric": 0.023, "elastic": 0.0175, "dropout + L2": 0.0525, "batch norm + L2": 0.0485,
-    "layer norm + L2": 0.052, "batch norm + dropout": 0.056, "He + L2": 0.061, "batch norm + geometric": 0.0206,
-    "everything": 0.0114,
-}  # fmt: skip
-PARTS = {
-    "dropout + L2": ["dropout", "L2"],
-    "batch norm + L2": ["batch norm", "L2"],
-    "layer norm + L2": ["layer norm", "L2"],
-    "batch norm + dropout": ["batch norm", "dropout"],
-    "He + L2": ["He initialisation", "L2"],
-    "batch norm + geometric": ["batch norm", "geometric"],
-    "everything": ["batch norm", "L2", "noise", "geometric", "elastic", "batch norm + L2", "batch norm + geometric"],
-}
-WITHOUT = {"noise": 0.0124, "geometric": 0.014, "elastic": 0.0135, "L2": 0.0116, "batch norm": 0.0135}
+def cells(lines, *first):
+    """By column of a Markdown table, the cells of the row that begins with the cells `first`."""
+    table = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("|")]
+    (found,) = (one for one in table if one[: len(first)] == list(first))
+    return dict(zip(table[0], found, strict=True))
 
 
-SOME = ("baseline", "L1", "L2", "dropout", "dropout + L2", "everything")
+SOME = (PLAIN, "L2", "dropout", "dropout + L2", "everything", "everything - L2")
 
 
-def write_comparison(folder, names=SOME, folds=17, images=1003):
-    """All files of a comparison of the methods `names`, and of everything without its parts, seeded."""
+def planned_run(method, schedule, fold, error):
+    """As compare.py hands it to `write_runs`."""
+    moment = {"epoch": 100, "loss/val": 9 * error, "loss/test": 10 * error, "error/val": 1.05 * error}
+    moment |= {"error/test": error, "calibration/test": error / 2, "temperature": 1.5, "tempered/test": 4 * error}
+    epochs = [0, 2, 10, 50, 100]
+    curves = {f"loss/{split}": [2.3 / (1 + epoch) + error for epoch in epochs] for split in ("train", "val", "test")}
+    result = {"seed": fold, "data": "mnist", "status": "finished", "seconds": 3.14159, "versions": {"torch": "2"}}
+    return {
+        "method": method, "schedule": schedule, "fold": fold, "command": f"python train.py --lr 0.{fold}",
+        "result": result | {"last": moment, "best": moment | {"epoch": 10}}, "curves": {"epoch": epochs} | curves,
+        "reliability": [[0, 0, 0], [10, 5, 4], [90, 80, 79]], "processor": "A, B",
+        "begun": "2026-01-01T10:00:17+00:00", "ended": "2026-01-01T10:01:17+00:00",
+    }  # fmt: skip
+
+
+def write_comparison(folder, names=SOME, folds=range(3, 11)):
+    """All files of a comparison, seeded."""
     rng = np.random.default_rng(0)
-    kept = {name: METHODS[name] for name in names}
-    methods = kept | {f"everything - {part}": error for part, error in WITHOUT.items()}
-    hard = rng.gamma(0.3, 1 / 0.3, images)  # images differ in how often they are missed
-    results, missed, curves, histograms, tuned = [], {}, [], [], []
-    for method, error in methods.items():
-        chance = np.minimum(0.95, error * hard * rng.normal(1, 0.05, (folds, 1)))
-        missed[method] = rng.random((folds, images)) < chance
-        for fold, wrong in enumerate(missed[method].mean(1), start=3):
-            more = {"settings": "--lr 0.003 --l2 0.0001"}
-            results.append(row(method, fold, wrong, wrong * 1.05 + 0.001, **more))
-    results[0]["status"] = "diverged"
-    for method, error in kept.items():
-        for split, end in (("train", 0.02 * error), ("val", 10 * error)):
-            for epoch in (0, 2, 5, 12, 30, 80, 200, 500, 1000):
-                cost = end + (2.3 - end) * math.exp(-math.log1p(epoch))
-                part = {"mean": cost, "low": 0.8 * cost, "high": 1.2 * cost}
-                curves.append({"method": method, "split": split, "epoch": epoch} | part)
-        for trial in range(18):
-            errors = error * np.exp(rng.gamma(1.5, 0.15, 3)) if trial < 16 else (error, error, error)
-            columns = {"method": method, "trial": trial, "lr": 0.001, "origin": "design" if trial < 16 else "L2"}
-            columns["command"] = f"--lr 0.001 --seed {trial}"
-            for fold, one in enumerate(errors):
-                columns[f"val_error_fold_{fold}"] = one if trial < 4 or not fold else ""
-            tuned.append(columns | {"chosen": int(trial == 1), "border": "lr" if method == "L1" else ""})
-    for method in ("baseline", "L1", "everything"):
-        edges = np.linspace(-0.6, 0.6, 41)
-        for tag in (*(f"weights/{layer}" for layer in LAYERS), "entropy/untrained", "entropy/test"):
-            ends = edges if tag.startswith("weights") else np.linspace(0, 2.3, 41)
-            sizes = np.exp(-8 * abs(ends[:-1])) if tag != "entropy/untrained" else ends[:-1] > 2.2
-            for left, right, size in zip(ends, ends[1:], sizes, strict=False):
-                count = {"left": left, "right": right, "count": int(10_000 * size)}
-                histograms.append({"method": method, "tag": tag} | count)
+    runs = [
+        planned_run(method, schedule, fold, 0.08 - 0.01 * number + 0.002 * rng.normal())
+        for number, method in enumerate(names)
+        for schedule in SCHEDULES
+        for fold in folds
+    ]
+    report.write_runs(folder, runs)
     ensembles = [
-        {"method": method, "fold": fold, "networks": 5, "error/one": METHODS[method] + 0.0004 * fold}
-        | {"error/mean": 0.85 * METHODS[method] + 0.0003 * fold}
-        for method in ("baseline", "dropout", "everything")
+        {"method": method, "schedule": "one-cycle", "fold": fold, "networks": 5}
+        | {"error/one": 0.07 + 0.001 * fold, "error/mean": 0.06}
+        for method in names[:2]
         for fold in range(3, 8)
     ]
-    files = {"results": results, "curves": curves, "histograms": histograms, "tuned": tuned, "ensembles": ensembles}
-    for name, lines in files.items():
-        report.write_csv(folder / f"{name}.csv", lines)
-    report.write_missed(folder / "missed.npz", missed)
-    return missed
+    report.write_csv(folder / "ensembles.csv", ensembles)
+    checks = [{"l2": 0, "fold": fold, "error/ours": 0.08, "error/sklearn": 0.08 + 0.0001 * fold} for fold in folds]
+    report.write_csv(folder / "sklearn.csv", checks)
+    tuned = [
+        {"method": method, "schedule": schedule, "trial": trial, "origin": "design" if trial < 16 else "L2"}
+        | {"command": f"python train.py --seed {trial}", "settings": {"lr": 0.001}, "border": "lr"}
+        | {"errors": [0.1 + 0.01 * trial] * (3 if trial < 4 else 1), "chosen": trial == 1, "processors": ["A", "A"]}
+        for method in names[:3]
+        for schedule in SCHEDULES
+        for trial in range(18)
+    ]
+    report.write_tuned(folder / "tuned.csv", tuned, ["lr", "l2"], (0, 1, 2))
+    return runs
 
 
 # --- statistics
 
 
-def test_the_interval_is_student_s():
+def test_the_interval_of_a_mean_is_student_s():
     values = [0.071, 0.069, 0.074, 0.080, 0.066]
     mean, half = statistics.mean_and_interval(values)
     low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=np.std(values, ddof=1) / 5**0.5)
     assert (mean - half, mean + half) == pytest.approx((low, high))
     assert half == pytest.approx(2.776445 * 0.0053385 / 5**0.5, rel=1e-4)  # a table of t, and the deviation by hand
-    assert statistics.mean_and_interval(values, 0.90)[1] == pytest.approx(half * 2.131847 / 2.776445, rel=1e-5)
     assert statistics.mean_and_interval([0.07])[0] == 0.07 and math.isnan(statistics.mean_and_interval([0.07])[1])
-
-
-def test_over_folds_alone_both_intervals_are_one():
-    """Every image of a fold alike: nothing but the folds varies."""
-    shares = np.array([1, 0, 0, 1, 0, 0, 0, 0, 1.0])
-    missed = np.repeat(shares[:, None], 50, axis=1)
-    assert statistics.interval_over_both(missed) == pytest.approx(statistics.mean_and_interval(shares)[1], rel=0.05)
-
-
-def test_over_images_alone_the_interval_is_binomial():
-    """Every fold alike: nothing but the images varies; t instead of the normal distribution is the folds' due."""
-    missed = np.repeat((np.arange(2000) < 100)[None], 17, axis=0)
-    expected = stats.t.ppf(0.975, 16) * (0.05 * 0.95 / 2000) ** 0.5
-    assert statistics.interval_over_both(missed) == pytest.approx(expected, rel=0.05)
-    assert math.isnan(statistics.interval_over_both(missed[:1]))
-
-
-def test_the_bootstrap_of_both_is_one_by_index():
-    """The product with weights against a loop that draws rows and columns; entries of a difference may be -1."""
-    rng = np.random.default_rng(1)
-    hard = rng.random(300) ** 4
-    missed = (rng.random((8, 300)) < hard).astype(np.int8) - (rng.random((8, 300)) < 0.5 * hard)
-    means = [
-        missed[np.ix_(rng.integers(8, size=7), rng.integers(300, size=300))].mean() for _ in range(4000)
-    ]  # fmt: skip
-    half = statistics.interval_over_both(missed)
-    assert half == pytest.approx(stats.t.ppf(0.975, 7) * np.std(means), rel=0.06)
-    assert half == statistics.interval_over_both(missed), "not seeded"
-
-
-def test_the_interval_over_both_covers_the_truth():
-    """Errors whose mean over all folds and images is known: an image is easy or hard, and a fold is good or bad."""
-    rng = np.random.default_rng(2)
-    covered, by_folds_alone = 0, 0
-    for _ in range(200):
-        chance = rng.choice([0.0, 0.4], (1, 400), p=[0.8, 0.2]) * rng.uniform(0.7, 1.3, (10, 1))
-        missed = rng.random((10, 400)) < chance
-        off = abs(missed.mean() - 0.08)
-        covered += off < statistics.interval_over_both(missed, 200)
-        by_folds_alone += off < statistics.mean_and_interval(missed.mean(1))[1]
-    assert covered / 200 > 0.93
-    assert by_folds_alone / 200 < 0.85, "images made no difference: this tests nothing"
 
 
 def test_the_signed_rank_test_is_scipy_s():
     rng = np.random.default_rng(0)
     for n in (5, 6, 9, 17):
         differences = rng.normal(0.4, 1, n)
-        assert statistics.wilcoxon(differences) == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue)
-    assert statistics.wilcoxon([-0.1, -0.2, -0.3, -0.4, -0.5, -0.6]) == pytest.approx(2 / 2**6)
+        exact = stats.wilcoxon(differences, method="exact").pvalue
+        assert statistics.signed_rank_p(differences) == pytest.approx(exact)
+    assert statistics.signed_rank_p([-0.1, -0.2, -0.3, -0.4, -0.5, -0.6]) == pytest.approx(2 / 2**6)
+    assert statistics.signed_rank_p([0.0, 0.0, 0.0]) == 1, "no difference is no evidence"
 
 
-@pytest.mark.parametrize("differences", [[1, -1, 2, -3, 3, 4, 5], [3, -1, 1, 1, 0, 2], [-1, 1, 1, 1, 1, 1, 2, -2]])
+TIED = ([1, -1, 2, -3, 3, 4, 5], [3, -1, 1, 1, 0, 2, 0], [-1, 1, 1, 1, 1, 1, 2, -2])
+
+
+def all_signs(differences):
+    """`differences` with all assignments of signs."""
+    return [np.multiply(differences, signs) for signs in itertools.product([1, -1], repeat=len(differences))]
+
+
+@pytest.mark.parametrize("differences", TIED)
 def test_the_signed_rank_test_is_exact_with_ties(differences):
     ranks = stats.rankdata(np.abs([one for one in differences if one]))
     seen = sum(rank for rank, one in zip(ranks, filter(None, differences), strict=True) if one > 0)
     sums = [sum(itertools.compress(ranks, signs)) for signs in itertools.product([0, 1], repeat=len(ranks))]
     one_sided = min(np.mean([one <= seen for one in sums]), np.mean([one >= seen for one in sums]))
-    assert statistics.wilcoxon(differences) == pytest.approx(min(1, 2 * one_sided))
+    assert statistics.signed_rank_p(differences) == pytest.approx(min(1, 2 * one_sided))
 
 
-def test_no_difference_is_no_evidence():
-    assert statistics.wilcoxon([0.0, 0.0, 0.0]) == 1
+@pytest.mark.parametrize("level", [0.95, 0.90])
+def test_the_interval_holds_what_the_test_does_not_reject(level):
+    """Of shifts between any two means of pairs, p is found by all assignments of signs."""
+    differences = np.random.default_rng(1).normal(0.5, 1, 8)
+    estimate, low, high = statistics.hodges_lehmann(differences, level)
+    means = sorted((a + b) / 2 for a, b in itertools.combinations_with_replacement(differences, 2))
+    assert estimate == np.median(means)
+    for shift in [means[0] - 1, *(np.mean(both) for both in itertools.pairwise(means)), means[-1] + 1]:
+        ranks = stats.rankdata(abs(differences - shift))
+        sums = [sum(itertools.compress(ranks, signs)) for signs in itertools.product([0, 1], repeat=8)]
+        seen = ranks[differences > shift].sum()
+        p = 2 * min(np.mean([one <= seen for one in sums]), np.mean([one >= seen for one in sums]))
+        assert (low < shift < high) == (p > 1 - level)
 
 
-def test_optima_at_borders_are_named():
-    """Of the logarithm of the range, where that is its scale."""
-    lr, dropout = (1e-4, 1e-2, True), (0.0, 1.0, False)
-    named = [statistics.at_border(value, *lr) for value in (1.2e-4, 1e-3, 8.1e-3)]
-    named += [statistics.at_border(value, *dropout) for value in (0.04, 0.06, 0.5, 0.96)]
-    assert named == [True, False, True, True, False, False, True]
+@pytest.mark.parametrize("differences", TIED)
+@pytest.mark.parametrize("level", [0.95, 0.90])
+def test_with_ties_the_interval_covers_at_least_as_often(differences, level):
+    """Of a truth of 0, over all assignments of signs."""
+    found = [statistics.hodges_lehmann(one, level)[1:] for one in all_signs(differences)]
+    assert level <= np.mean([low <= 0 <= high for low, high in found]) <= 1
+
+
+def test_an_interval_needs_six_folds():
+    assert math.isnan(statistics.hodges_lehmann([-1, -2, -3, -4, -5])[1])
+    assert statistics.hodges_lehmann([-1, -2, -3, -4, -5, -6]) == (-3.5, -6, -1), "all signs alike: the whole range"
+    assert statistics.hodges_lehmann([-1, -2, -3, -4, -5], 0.90) == (-3, -5, -1)
 
 
 def test_holm_by_hand():
@@ -189,48 +166,51 @@ def test_holm_by_hand():
     assert statistics.holm([]) == []
 
 
-def test_the_share_of_folds_won_is_clopper_and_pearson_s():
-    for won in (0, 5, 16, 17):
-        share = statistics.share_won([-1] * won + [1] * (17 - won))
-        exact = stats.binomtest(won, 17).proportion_ci(0.95, method="exact")
-        assert share == pytest.approx((won / 17, exact.low, exact.high))
-    assert statistics.share_won([-0.1, -0.2, 0.0, 0.3]).share == 0.625, "a tie is half"
-    below, tied, above = (
-        statistics.share_won([-1] * won + rest) for won, rest in ((9, [1] * 8), (9, [0] + [1] * 7), (10, [1] * 7))
-    )
-    assert below < tied < above and below.high < tied.high < above.high
-
-
 def test_verdicts():
     """In points, all eight pairs of a sign unless said otherwise."""
     spread = np.array([-3, -2, -1, -0.5, 0.5, 1, 2, 3]) / 100
-    said = {}
-    for mean, scale in ((-1.0, 1), (1.0, 1), (-0.15, 1), (0.15, 1), (0.001, 1), (0.001, 30)):
-        differences = (mean + scale * spread) / 100
-        said[mean, scale] = statistics.verdict(differences, statistics.wilcoxon(differences))
-    assert list(said.values()) == [
-        "better", "worse", "better, by under 0.25", "worse, by under 0.25", "equal", "undecided",
-    ]  # fmt: skip
+    said = [
+        statistics.tested([(mean + scale * spread) / 100])[0].verdict
+        for mean, scale in ((-1.0, 1), (1.0, 1), (-0.15, 1), (0.15, 1), (0.001, 1), (0.001, 30))
+    ]
+    assert said == ["better", "worse", "better, < 0.25", "worse, < 0.25", "equal", "undecided"]
     assert statistics.verdict((-1.0 + spread) / 100, 0.06) == "undecided", "p is what was adjusted"
-    assert statistics.verdict([-0.01], 1.0) == "undecided", "of one pair nothing can be said"
+    for n, tests, said in (
+        (5, 1, ": too few folds"),
+        (6, 1, ""),
+        (6, 2, ": too few folds"),
+        (11, 32, ""),
+        (11, 52, ": "),
+    ):
+        assert statistics.verdict(np.arange(1, n + 1) / 100, 0.5, tests).startswith(f"undecided{said}")
+    assert {one.verdict for one in statistics.tested([-np.arange(1, 7) / 100] * 2)} == {"undecided: too few folds"}
+    assert statistics.tested([[-0.01, -0.02, 0.0, 0.03, 0.01, -0.01]])[0].won == 3.5, "a tie is half"
+    assert statistics.tested([]) == []
 
 
 def test_equal_is_two_one_sided_tests():
-    """The largest mean whose 90 % interval lies within the margin is that at which a one-sided test has p = 5 %."""
-    spread = np.array([-0.2, -0.1, 0.0, 0.1, 0.2]) / 100
-    reach = statistics.MARGIN - 2.131847 * np.std(spread, ddof=1) / 5**0.5
-    assert statistics.verdict(spread + 0.99 * reach, 1.0) == "equal"
-    assert statistics.verdict(spread + 1.01 * reach, 1.0) == "undecided"
-    assert stats.ttest_1samp(spread + reach, statistics.MARGIN, alternative="less").pvalue == pytest.approx(
-        0.05, rel=1e-5
-    )
+    """The interval of 90 % is within the margin where both of SciPy's one-sided tests reject it at 5 %."""
+    spread = np.array([-0.2, -0.13, -0.06, 0.01, 0.05, 0.11, 0.21]) / 100
+    found = []
+    for shift in np.linspace(-0.25, 0.25, 41) / 100:
+        sides = [("less", statistics.MARGIN), ("greater", -statistics.MARGIN)]
+        p = [stats.wilcoxon(spread + shift - end, alternative=side, method="exact").pvalue for side, end in sides]
+        found.append(max(p) < 0.05)
+        assert (statistics.verdict(spread + shift, 1.0) == "equal") == found[-1]
+    assert set(found) == {True, False}
 
 
 def test_one_diverged_run_does_not_turn_a_verdict():
-    """The mean is worse for one run that diverged; the test, which goes by ranks, says better, and so do the words."""
-    differences = [-0.01 - fold / 1e4 for fold in range(16)] + [0.80]
-    assert np.mean(differences) > 0
-    assert statistics.verdict(differences, statistics.wilcoxon(differences)) == "better"
+    """The mean is worse for one run that diverged; test and estimate, which go by ranks, say better."""
+    (found,) = statistics.tested([[-0.01 - fold / 1e4 for fold in range(16)] + [0.80]])
+    assert found.verdict == "better" and -0.012 < found.estimate < -0.01 and found.high < 0
+
+
+def test_equal_differences_of_fractions_are_ties():
+    """7.1 - 6.1 % is not 8.2 - 7.2 % in binary; of as many images they are the same number of them."""
+    assert 0.071 - 0.061 != 0.082 - 0.072
+    a, b = statistics.paired_differences([0.071, 0.082], [0.061, 0.072])
+    assert a == b
 
 
 def test_the_expected_best_is_that_of_all_choices():
@@ -241,247 +221,202 @@ def test_the_expected_best_is_that_of_all_choices():
     assert best[0] == pytest.approx(np.mean(errors)) and best[5] == 0.05 and len(best) == 6
 
 
-# --- the tables' numbers
+def test_optima_at_borders_are_named():
+    """Of the logarithm of the range, where that is its scale."""
+    lr, dropout = (1e-4, 1e-2, True), (0.0, 1.0, False)
+    named = [statistics.at_border(value, *lr) for value in (1.2e-4, 1e-3, 8.1e-3)]
+    named += [statistics.at_border(value, *dropout) for value in (0.04, 0.06, 0.5, 0.96)]
+    assert named == [True, False, True, True, False, False, True]
 
 
-def test_a_summary_is_scipy_s():
-    table = report.summarize(rows(), {})
-    assert [line["method"] for line in table] == ["worse", "better", "baseline"], "not ordered by validation"
-    worse, better, baseline = table
-    assert [line["n"] for line in table] == [6, 6, 6] and "p" not in baseline
-    differences = np.subtract(BETTER, BASELINE)
-    interval = stats.ttest_rel(BETTER, BASELINE).confidence_interval(0.95)
-    mean, half, both = better["difference"]
-    assert mean == pytest.approx(differences.mean()) and math.isnan(both)
-    assert (mean - half, mean + half) == pytest.approx((interval.low, interval.high))
-    assert better["won"].share == 1 and worse["won"].share == pytest.approx(1 / 6)
-    assert better["p"] == pytest.approx(2 * 2 / 2**6)  # all six signs alike: 2 of 2**6, times two methods
-    assert worse["p"] == pytest.approx(max(better["p"], statistics.wilcoxon(np.round(np.subtract(WORSE, BASELINE), 9))))
-
-
-def test_the_pairs_are_those_of_a_fold():
-    shuffled = sorted(rows(), key=lambda one: one["error/test"])
-    for one, other in zip(report.summarize(shuffled, {}), report.summarize(rows(), {}), strict=True):
-        assert one.get("difference", (0,))[:2] == pytest.approx(other.get("difference", (0,))[:2])
-
-
-def test_equal_differences_of_fractions_are_ties():
-    """7.1 - 6.1 % is not 8.2 - 7.2 % in binary; of as many images they are the same number of them."""
-    errors = [(710, 610), (820, 720), (700, 720), (655, 555), (801, 501), (690, 700), (777, 577), (640, 620)]
-    assert 0.071 - 0.061 != 0.082 - 0.072
-    found = [row("baseline", fold, pair[1] / 1e4) for fold, pair in enumerate(errors)]
-    found += [row("L2", fold, pair[0] / 1e4) for fold, pair in enumerate(errors)]
-    (line,) = (line for line in report.summarize(found, {}) if line["method"] == "L2")
-    assert line["p"] == statistics.wilcoxon([one - other for one, other in errors])
-
-
-def test_a_difference_of_images_has_a_sign():
-    """The interval over folds and images of a paired difference, for a method that misses fewer images."""
-    rng = np.random.default_rng(0)
-    missed = {"baseline": rng.random((6, 400)) < 0.2, "L2": rng.random((6, 400)) < 0.1}
-    bits = {name: wrong.astype(np.uint8) for name, wrong in missed.items()}  # as they are read
-    found = [row(name, fold, one) for name, wrong in missed.items() for fold, one in enumerate(wrong.mean(1))]
-    (line,) = (line for line in report.summarize(found, bits) if line["method"] == "L2")
-    expected = statistics.interval_over_both(missed["L2"].astype(float) - missed["baseline"].astype(float))
-    assert line["difference"].both == pytest.approx(expected) and 0.01 < expected < 0.1
-
-
-def test_missing_runs_are_named():
-    with pytest.raises(
-        statistics.ReportError, match=r"'worse' ran on the folds 3, 4, 5, 6, 7, but .* 3, 4, 5, 6, 7, 8"
-    ):
-        report.summarize(rows()[1:], {})
-    with pytest.raises(statistics.ReportError, match="no run of 'baseline'"):
-        report.summarize([one for one in rows() if one["method"] != "baseline"], {})
-
-
-def test_the_best_part_is_chosen_by_validation():
-    """L2 is better on test images, dropout on validation images: the combination is compared with dropout."""
-    errors = {"baseline": (0.08, 0.08), "L2": (0.05, 0.07), "dropout": (0.06, 0.06), "dropout + L2": (0.055, 0.055)}
-    found = [row(name, fold, test + fold / 1e4, val) for name, (test, val) in errors.items() for fold in range(3, 10)]
-    (line,) = report.beside_best_part(found, {}, {"dropout + L2": ["L2", "dropout", "noise"], "absent": ["L2"]})
-    assert (line["method"], line["reference"]) == ("dropout + L2", "dropout")
-    assert line["difference"].mean == pytest.approx(-0.005) and line["won"].share == 1
-    assert line["p"] == pytest.approx(2 / 2**7) and line["verdict"] == "better"
-    assert report.beside_best_part(found, {}, {"dropout + L2": ["noise"]}) == []
-
-
-def test_everything_without_a_part_is_a_row_of_the_second_table_only():
-    names = {"baseline": 0.08, "everything": 0.012, "everything - noise": 0.02, "everything - L2": 0.0121}
-    found = [row(name, fold, error + fold / 1e4) for name, error in names.items() for fold in range(3, 10)]
-    noise, penalty = report.without_parts(found, {})
-    assert (noise["method"], noise["reference"], noise["verdict"]) == ("everything - noise", "everything", "worse")
-    assert penalty["p"] == noise["p"] == pytest.approx(2 * 2 / 2**7), "two tests are one family"
-    assert penalty["verdict"] == "worse, by under 0.25"
-    assert [line["method"] for line in report.summarize(found, {})] == ["baseline", "everything"]
-
-
-def test_the_mean_of_networks_beside_one():
-    one, mean = [0.07, 0.06, 0.065, 0.071, 0.062], [0.06, 0.055, 0.054, 0.06, 0.055]
-    found = [
-        {"method": "L2", "fold": fold, "networks": 5, "error/one": pair[0], "error/mean": pair[1]}
-        for fold, pair in enumerate(zip(one, mean, strict=True), start=3)
-    ]
-    (line,) = report.ensembles(found)
-    assert (line["n"], line["one"].mean, line["mean"].mean) == (5, pytest.approx(0.0656), pytest.approx(0.0568))
-    half = statistics.mean_and_interval(np.subtract(mean, one))[1]
-    assert line["difference"][:2] == pytest.approx((-0.0088, half))
-
-
-# --- files and tables
+# --- tables
 
 
 def test_what_is_written_is_read(tmp_path):
     written = [{"method": "a, b", "n": 3, "error": 0.1 + 0.2, "settings": ""}]
     report.write_csv(tmp_path / "x.csv", written)
-    assert report.read_csv(tmp_path / "x.csv") == written
+    assert report.read_csv(tmp_path / "x.csv", ["n"]) == written
+    with pytest.raises(ReportError, match=r"x\.csv: has no column fold"):
+        report.read_csv(tmp_path / "x.csv", ["fold"])
 
 
-def test_missed_images_are_kept_in_bits(tmp_path):
-    path = tmp_path / "missed.npz"
-    missed = write_comparison(tmp_path)  # of 1003 images: the last byte is padded
-    content, found = path.read_bytes(), report.read_missed(path, report.read_csv(tmp_path / "results.csv"))
-    assert list(found) == list(missed)
-    for method, wrong in missed.items():
-        assert np.array_equal(found[method], wrong), method
-    assert np.load(path)["dropout + L2"].dtype == np.uint8 and np.load(path)["L1"].shape == (17, 126)
-    report.write_missed(path, missed)
-    assert path.read_bytes() == content, "not reproducible"
-
-
-def test_missed_images_of_other_runs_are_refused(tmp_path):
-    missed = write_comparison(tmp_path)
-    results = report.read_csv(tmp_path / "results.csv")
-    report.write_missed(tmp_path / "missed.npz", missed | {"L1": missed["L1"][::-1]})
-    with pytest.raises(statistics.ReportError, match="missed images of 'L1' do not make the test errors"):
-        report.read_missed(tmp_path / "missed.npz", results)
-
-
-def test_a_broken_write_leaves_what_was_there(tmp_path):
-    path = tmp_path / "table.md"
-    report.write_text(path, "old")
-    with pytest.raises(OSError), report.replacing(path) as beside:
-        beside.write_text("half")
-        raise OSError("the disk is full")
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_tables_by_hand():
-    header, cells = ["method", "error", "settings"], [["L2", "6.22 ± 0.19", "a|b"], ["elastic", "", "--lr"]]
-    assert report.text_table(header, cells) == [
-        "method         error  settings",
-        "-------  -----------  --------",
-        "L2       6.22 ± 0.19  a|b",
-        "elastic               --lr",
-    ]
-    assert report.markdown_table(header, cells) == [
-        "| method | error | settings |",
-        "| --- | ---: | --- |",
-        r"| L2 | 6.22 ± 0.19 | a\|b |",
-        "| elastic |  | --lr |",
+def test_a_table_by_hand():
+    header, lines = ["method", "error", "settings", "p"], [["L2", "6.22 ± 0.19", "a|b", "< 0.001"]]
+    assert report.markdown_table(header, [*lines, ["elastic", "", "--lr", ""]]) == [
+        "| method  |       error | settings |       p |",
+        "| ------- | ----------: | -------- | ------: |",
+        r"| L2      | 6.22 ± 0.19 | a\|b     | < 0.001 |",
+        "| elastic |             | --lr     |         |",
     ]
 
 
-def test_cells():
-    assert statistics.percent(statistics.Estimate(0.0622, 0.0019, 0.0035)) == "6.22 ± 0.19 (± 0.35)"
-    assert statistics.points(statistics.Estimate(0.0622, 0.0019, 0.0035), both=False) == "+6.22 ± 0.19"
-    assert statistics.points(statistics.Estimate(-0.0622, math.nan)) == "-6.22"
+def test_cells_by_hand():
+    assert report.in_percent([0.06, 0.062]) == "6.10 ± 1.27" and report.in_percent([0.0622], "+") == "+6.22"
+    found = statistics.Difference(-0.0123, -0.02, -0.001, 0.0004, 16.5, 17, "better")
+    assert report.difference_cells(found) == ["-1.23 [-2.00, -0.10]", "16.5/17", "< 0.001", "better"]
+    assert report.difference_cells(found._replace(n=5, p=0.06)) == ["-1.23", "16.5/5", "", "better"]
+    assert report.difference_cells(None) == [""] * 4
 
 
-def test_a_diverged_run_is_counted_and_named():
+def test_both_schedules_stand_side_by_side():
+    """Each difference is to the plain network under the same schedule; medians and means over the folds."""
+    cycle = [one | {"error/test": one["error/test"] + 0.1 * (one["method"] == PLAIN)} for one in rows("one-cycle")]
+    tables = report.method_tables(report.grouped(rows() + cycle))
+    names = [line.split(" | ")[0].strip("| ") for line in tables["methods"] if line.startswith("|")]
+    assert names[2:] == ["worse", "better", PLAIN], "not in the order of the validation error"
+    better = cells(tables["methods"], "better")
+    assert better["error in %, constant"] == better["error in %, one-cycle"] == "6.05 (6.07)"
+    assert better["difference, constant"].startswith("-1.9") and better["difference, one-cycle"].startswith("-11.9")
+    assert cells(tables["methods"], PLAIN)["difference, constant"] == ""
+    assert cells(tables["methods"], PLAIN)["error in %, one-cycle"] == "18.05 (18.02)"
+    plain, worse = (cells(tables["tests"], name, "constant") for name in (PLAIN, "worse"))
+    assert worse["won"] == "1/6" and plain["won"] == "" and worse["folds"] == "6"
+    four = [statistics.signed_rank_p(np.round(np.subtract(WORSE, PLAIN_ERRORS), 9)), *[2 / 2**6] * 3]
+    assert worse["p"] == f"{statistics.holm(four)[0]:.3f}", "both schedules are one family of tests"
+    assert worse["verdict"] == cells(tables["methods"], "worse")["verdict, constant"] == "undecided: too few folds"
+
+
+def test_a_reader_s_line_is_of_the_schedule_with_the_lower_validation_error():
+    cycle = [one | {"error/val": one["error/val"] + 0.01, "error/test": 0.01} for one in rows("one-cycle")]
+    found = cells(report.method_tables(report.grouped(rows() + cycle))["best"], "better")
+    assert list(found.values()) == ["better", "constant", "6.05", "0.605", "`python train.py --better`"]
+
+
+def test_few_folds_are_said_to_be_too_few():
+    found = [one for one in rows() if one["fold"] < 8]
+    line = cells(report.method_tables(report.grouped(found))["tests"], "better")
+    assert (line["p"], line["verdict"], line["won"]) == ("", "undecided: too few folds", "5/5")
+    assert line["difference in points"] == "-1.90"
+
+
+def test_a_diverged_run_is_counted_and_its_costs_are_left_out():
     found = rows()
-    found[0] |= {"status": "diverged", "error/test": 0.9}
-    markdown, text = report.methods_tables(report.summarize(found, {}), found)
-    assert any(line.startswith("| worse | 6 (1 diverged) |") for line in markdown)
-    assert "worse: 1 of 6 runs diverged" in text
+    found[0] |= {"status": "diverged", "calibration/test": "", "tempered/test": ""}
+    groups = report.grouped(found)
+    assert cells(report.method_tables(groups)["tests"], "worse")["folds"] == "6 (1 diverged)"
+    expected = 4 * np.median(WORSE[:-1])
+    assert cells(report.costs_table(groups), "worse")["cost after T"] == f"{expected:.3f}"
 
 
-def test_p_is_not_shown_for_fewer_than_six_pairs():
-    for folds, shown in ((range(3, 9), True), (range(3, 8), False)):
-        found = [one for one in rows() if one["fold"] in folds]
-        markdown, text = report.methods_tables(report.summarize(found, {}), found)
-        (line,) = (line for line in markdown if line.startswith("| better |"))
-        assert line.split(" | ")[6] == ("0.062" if shown else ""), line
-        (line,) = (line for line in text if line.startswith("better "))
-        assert ("0.062" in line or "0.125" in line) == shown, line
+def test_costs_by_hand():
+    line = list(cells(report.costs_table(report.grouped(rows())), "better", "constant").values())
+    assert line[2:7] == ["6.05", "0.605", "3.0", "0.242", "1.50"]
+    assert line[7:] == ["20", "7.26", "0.302", "1.0", "0.272"], "where it would be stopped"
 
 
-def test_the_widest_row_fits_a_terminal():
-    longest, images = max(METHODS, key=len), np.zeros((6, 500), np.uint8)
-    found = [one | {"method": longest if one["method"] == "worse" else one["method"]} for one in rows()]
-    table = report.summarize(found, {longest: images, "baseline": images})
-    table[0] |= {
-        "verdict": "better, by under 0.25",
-        "p": 0.0001,
-        "difference": statistics.Estimate(-0.0525, 0.0234, 0.03),
-    }
-    markdown, text = report.methods_tables(table, found)
-    assert any(line.startswith(longest) and line.endswith("under 0.25") for line in text)
-    assert max(map(len, text)) <= 100 and any("-5.25 ± 2.34 (± 3.00)" in line for line in markdown)
+def test_missing_runs_are_named():
+    with pytest.raises(ReportError, match=r"'worse' ran on the folds 3, 4, 5, 6, 7, but .* 3, 4, 5, 6, 7, 8"):
+        report.grouped(rows()[1:])
+    with pytest.raises(ReportError, match="no run of 'plain, tuned'"):
+        report.grouped(rows() + [one for one in rows("one-cycle") if one["method"] != PLAIN])
 
 
-def test_every_method_has_a_colour_of_its_own():
-    found = figures.colours(list(METHODS))
-    assert len(set(found.values())) == len(METHODS) == 19
-    assert figures.colours(list(METHODS)[:5]) == {name: found[name] for name in list(METHODS)[:5]}
+def test_the_best_part_is_chosen_by_validation_under_the_same_schedule():
+    """L2 is better on test images, dropout on validation images, but not with one-cycle."""
+    errors = {PLAIN: (0.08, 0.08), "L2": (0.05, 0.07), "dropout": (0.06, 0.06), "dropout + L2": (0.055, 0.055)}
+    found = [
+        row(name, fold, test + fold / 1e4, 0.13 - val if schedule == "one-cycle" and "+" not in name else val, schedule)
+        for schedule in SCHEDULES
+        for name, (test, val) in errors.items()
+        for fold in range(3, 10)
+    ]
+    groups = report.grouped(found)
+    parts = {"dropout + L2": ["L2", "dropout", "noise"], "absent": ["L2"]}
+    pairs = report.beside_best_part(groups, parts)
+    assert pairs == [("dropout + L2", "dropout", "constant"), ("dropout + L2", "L2", "one-cycle")]
+    line = cells(report.combinations_table(groups, parts), "dropout + L2", "constant")
+    assert (line["beside"], line["won"], line["p"], line["verdict"]) == ("dropout", "7/7", "0.031", "better")
+    assert line["difference in points"] == "-0.50 [-0.50, -0.50]"
+    assert report.combinations_table(groups, {"dropout + L2": ["noise"]}) == []
+
+
+def test_everything_without_a_part_stands_beside_everything_alone():
+    names = {PLAIN: 0.08, "everything": 0.012, "everything - noise": 0.02, "everything - L2": 0.0121}
+    found = [row(name, fold, error + fold / 1e4) for name, error in names.items() for fold in range(3, 10)]
+    lines = report.combinations_table(report.grouped(found), {})
+    noise, penalty = (cells(lines, f"everything - {part}") for part in ("noise", "L2"))
+    assert (noise["beside"], noise["verdict"]) == ("everything", "worse")
+    assert penalty["p"] == noise["p"] == f"{2 * 2 / 2**7:.3f}", "two tests are one family"
+    assert penalty["verdict"] == "worse, < 0.25"
+    assert list(report.in_order(report.grouped(found))) == [PLAIN, "everything"]
 
 
 # --- all of it
 
 
-def test_the_tables_of_a_report_are_rebuilt(tmp_path, monkeypatch):
+def test_every_method_has_a_colour_of_its_own():
+    found = figures.colours(list(METHODS))
+    assert len(set(found.values())) == len(METHODS)
+    assert figures.colours(list(METHODS)[:5]) == {name: found[name] for name in list(METHODS)[:5]}
+
+
+def test_runs_become_files(tmp_path):
+    runs = write_comparison(tmp_path)
+    del runs[0]["reliability"]  # it diverged
+    runs[0]["curves"] = {name: values[:3] for name, values in runs[0]["curves"].items()}
+    runs[0]["result"]["last"] = {"epoch": 10, "error/test": 0.9, "error/val": 0.9, "loss/test": 9.0, "loss/val": 9.0}
+    report.write_runs(tmp_path, runs)
+    first, second = report.read_csv(tmp_path / "results.csv")[:2]
+    assert (first["calibration/test"], first["error/test"]) == ("", 0.9) and second["best/calibration/test"] > 0.03
+    assert (second["begun"], second["processor"], second["seconds"]) == ("2026-01-01 10:00", "A, B", 3.1)
+    bins = report.read_csv(tmp_path / "reliability.csv")
+    assert bins[0] == {"method": PLAIN, "schedule": "constant", "images": 70, "confidence": 0.5, "right": 0.4}
+    curves = report.read_csv(tmp_path / "curves.csv")
+    assert [one["epoch"] for one in curves if one["split"] == "val"][:4] == [0, 2, 10, 0], "as far as all went"
+    assert curves[1]["low"] < curves[1]["median"] < curves[1]["high"]
+
+
+def test_a_report_and_that_it_is_the_same_again(tmp_path, monkeypatch):
     import matplotlib
 
     write_comparison(tmp_path)
     given = {path.name for path in tmp_path.iterdir()}
-    lines = report.write_report(tmp_path, list(METHODS), PARTS)
+    lines = report.write_report(tmp_path, PARTS)
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name not in given}
-    figures = ("combinations", "costs", "errors", "histograms")
-    tables = ("combinations", "ensembles", "methods")
-    assert set(written) == {f"{name}.png" for name in figures} | {f"{name}.md" for name in tables}
-    assert max(map(len, lines)) <= 100
-    for name in METHODS:
-        assert any(line.startswith(f"{name}  ") for line in lines) == (name in SOME)
-    table = written["methods.md"].decode()
-    assert "| 17 (1 diverged) |" in table and "(±" in table and "folds 3 to 19, the run on fold k with seed k" in table
+    tables = ("methods", "tests", "best", "costs", "combinations", "ensembles", "sklearn")
+    assert set(written) == {f"{name}.md" for name in tables} | {"methods.png", "curves.png", "reliability.png"}
+    assert all(content.startswith(b"\x89PNG") for name, content in written.items() if name.endswith(".png"))
+    assert "nan" not in "\n".join(lines) and "8 folds from 3 to 10" in written["methods.md"].decode()
+    assert cells(written["ensembles.md"].decode().splitlines(), "L2")["difference"] == "-1.50 ± 0.20"
+    assert cells(written["sklearn.md"].decode().splitlines(), "0")["difference in points"] == "-0.07 [-0.09, -0.04]"
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 20)  # as a user's own matplotlibrc might
-    assert report.write_report(tmp_path, list(METHODS), PARTS) == lines
+    assert report.write_report(tmp_path, PARTS) == lines
     for name, content in written.items():
-        if name.endswith(".md"):
-            assert (tmp_path / name).read_bytes() == content, name
-        else:
-            assert content.startswith(b"\x89PNG"), name
+        assert (tmp_path / name).read_bytes() == content or name.endswith(".png")
 
 
 @pytest.mark.parametrize("folds", [range(3, 4), range(3, 6)])
 def test_a_report_of_results_alone(tmp_path, folds):
     report.write_csv(tmp_path / "results.csv", [one for one in rows() if one["fold"] in folds])
-    lines = report.write_report(tmp_path, ["baseline", "better", "worse"], {"dropout + L2": ["dropout", "L2"]})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "errors.png", "methods.md", "results.csv",
-    ]  # fmt: skip
-    assert "nan" not in "".join(lines) + (tmp_path / "methods.md").read_text()
+    lines = report.write_report(tmp_path, PARTS)
+    names = {"methods.md", "tests.md", "best.md", "costs.md", "methods.png", "results.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == names and "nan" not in "".join(lines)
 
 
-def test_the_table_of_a_tuning_is_rebuilt(tmp_path):
+def test_the_report_of_a_tuning(tmp_path):
     write_comparison(tmp_path)
     lines = report.write_tuning(tmp_path, list(METHODS))
-    written = {path.name: path.read_bytes() for path in tmp_path.glob("tuning.*")}
-    assert set(written) == {"tuning.md", "tuning.png"}
-    table = written["tuning.md"].decode()
-    rows = {row["method"]: row for row in report.read_csv(tmp_path / "tuned.csv") if row["chosen"]}
-    for method, row in rows.items():
-        error = f"{100 * np.mean([row[f'val_error_fold_{fold}'] for fold in (0, 1, 2)]):.2f}"
-        border = "lr" if method == "L1" else ""
-        assert f"| {method} | {error} | 18 |  | {border} | `--lr 0.001 --seed 1` |" in table
-    assert "WARNING: a setting was chosen at a border" in lines[-1]
-    assert report.write_tuning(tmp_path, list(METHODS)) == lines
-    assert (tmp_path / "tuning.md").read_bytes() == written["tuning.md"]
+    assert lines == (tmp_path / "tuning.md").read_text().splitlines() and (tmp_path / "tuning.png").exists()
+    line = list(cells(lines, "L2", "one-cycle").values())
+    assert line == ["L2", "one-cycle", "11.00", "", "lr", "`python train.py --seed 1`"]
+    rows = report.read_csv(tmp_path / "tuned.csv")
+    assert rows[1] == {
+        "method": PLAIN, "schedule": "constant", "trial": 1, "origin": "design", "command": "python train.py --seed 1",
+        "lr": 0.001, "l2": "", **dict.fromkeys([f"val_error_fold_{fold}" for fold in (0, 1, 2)], 0.11),
+        "chosen": 1, "border": "lr", "processor": "A",
+    }  # fmt: skip
+    assert (rows[4]["val_error_fold_0"], rows[4]["val_error_fold_1"], rows[4]["border"]) == (0.14, "", "")
 
 
 def test_only_points_of_the_design_say_how_tuning_went():
-    errors = [0.09, 0.07, 0.08]
-    tuned = [{"method": "L2", "origin": "design", "val_error_fold_0": error} for error in errors]
-    tuned += [{"method": "L2", "origin": "baseline", "val_error_fold_0": 0.01}]
-    (axis,) = figures.draw_tuning(tuned, ["L2"], {}).axes
+    errors = {"constant": [0.09, 0.07, 0.08], "one-cycle": [0.05]}
+    tuned = [
+        {"method": "L2", "schedule": schedule, "origin": "design", "val_error_fold_0": error}
+        for schedule, found in errors.items()
+        for error in found
+    ]
+    tuned += [{"method": "L2", "schedule": "constant", "origin": PLAIN, "val_error_fold_0": 0.01}]
+    tuned += [{"method": "L1", "schedule": "constant", "origin": "design", "val_error_fold_0": ""}]
+    (axis,) = figures.draw_tuning(tuned, ["L1", "L2"]).axes
     assert axis.lines[0].get_ydata() == pytest.approx([8, 100 * (0.07 + 0.07 + 0.08) / 3, 7])
+    assert axis.lines[1].get_ydata() == pytest.approx([5])
