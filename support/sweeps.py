@@ -68,7 +68,8 @@ def draw_sentence(one, rows: Sequence[dict], colour: dict[str, str]):
             axis.errorbar(x, y, half, fmt=style, markersize=4, capsize=2, linewidth=1.2, color=shade, label=name)
             places |= set(x)
             for place, *point in zip(found, x, y, strict=True) if one.x == "seconds" else ():  # how many of them
-                axis.annotate(as_text(place), point, (5, 5), textcoords="offset points", fontsize=8, color=shade)
+                beside = (5, -12 if place == 0 else 5)
+                axis.annotate(as_text(place), point, beside, textcoords="offset points", fontsize=8, color=shade)
         if order:
             axis.set_xticks(range(len(order)), order, rotation=20, ha="right")
         elif one.log:
@@ -76,14 +77,17 @@ def draw_sentence(one, rows: Sequence[dict], colour: dict[str, str]):
             decades = 10.0 ** np.arange(math.ceil(low), high + 1e-9, 1 if high - low < 7 else 2)
             few = sorted(places) if len(places) < 8 else decades.tolist()
             figures.plain_ticks(axis.xaxis, few if one.x != "seconds" else ())
-        if scale == "log":
+        low, high = axis.get_ylim()
+        if scale == "log" and high > 3 * low:
             figures.plain_ticks(axis.yaxis)
+        else:
+            axis.set_yscale("linear")
         names = [one.x] if one.x != "value" else dict.fromkeys(row["axis"] for row in rows)
         leftmost = "; leftmost: 0" * (one.log and one.x == "value" and any(row["value"] == 0 for row in rows))
         axis.set_xlabel(", ".join(X_LABELS.get(name, name) for name in names) + leftmost)
         axis.tick_params("x", labelsize=8)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=7, frameon=False)
     return figure
 
 
@@ -122,7 +126,7 @@ def write_sentences(folder: Path, sentences: Sequence, methods: Sequence[str]) -
             with figures.reproducible_figures():
                 figures.save_figure(draw_sentence(one, rows, figures.colours(methods)), folder / one.name)
         else:
-            notes.append(f"{path}: of an earlier version, and left as it is; run python sentences.py {one.name}")
+            notes.append(f"{path.name}: of an earlier version, and left as it is; run python sentences.py {one.name}")
         first = text.read_text(encoding="utf-8").split("\n")[0] if text.exists() else ""
         cells.append([f"{one.name} ({place})", one.claim, re.sub(r"^\*\*.*\*\* (It (is )?)?|\.$", "", first)])
     if not cells:
