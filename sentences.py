@@ -137,8 +137,7 @@ def refuse_ignored(options: SentencesOptions, argv: Sequence[str]) -> None:
     """Ends the program if one of the arguments, even with the value of its default, would change nothing."""
     if options.report and len(argv) > 1:
         shell.wrong_arguments("--report: rebuilds what is published as it is; drop the other arguments")
-    own = "the folds are the first ones that compare, each with its number as seed; see --folds"
-    refused = dict.fromkeys(("--fold", "--seed"), own)
+    refused = dict.fromkeys(("--fold", "--seed"), "the first folds that compare, each its own seed; see --folds")
     for one in chosen_sentences(options.sentence):
         for sweep in one.sweeps:
             tuned = [*NUISANCES, *METHODS[sweep.tuned]] if sweep.tuned else []

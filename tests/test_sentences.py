@@ -164,7 +164,7 @@ def test_wrong_arguments(ran, capfd, tmp_path):
 
     assert "--rotate: sentence rotation sets its own" in complaint("6", "--rotate", 3)
     assert "--norm: sentence batch-size sets its own" in complaint("batch-size", "--norm", "batch")
-    assert "--seed: the folds are the first ones that compare" in complaint("5", "--seed", 1)
+    assert "--seed: the first folds that compare" in complaint("5", "--seed", 1)
     assert "--report: rebuilds" in refused(capfd, sentences.main, "3", "--report")[1]
     for wrong in ("8", "--folds=1"):
         with pytest.raises(SystemExit) as stop:
