@@ -2,42 +2,34 @@
 
     python sentences.py                  all seven
     python sentences.py dropout          one of them, by its name or its number
-    python sentences.py 6 --folds 2      on fewer folds
+    python sentences.py 6 --folds 2      on fewer folds, which tell less
     python sentences.py --report         rebuilds the published tables and figures, and trains nothing
 
-The runs are shared by any number of workers and machines, and none is run twice. Methods are as compare.py tuned them.
+No run is made twice: the same command goes on where it was cut off. Methods are as compare.py tuned them.
 """
 
+import itertools
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import tyro
 
 import compare
 import data
-from compare import AVERAGED, METHODS, NUISANCES, tuned_settings
-from data import COMPARISON_FOLDS
-from planned import (
-    BASE,
-    ONE_LOOK,
-    dataset_of,
-    folder_of_choice,
-    other_settings,
-    plan,
-    run_all,
-    study_folder,
-)
-from support import report, statistics, workers
+from compare import AVERAGED, METHODS, NUISANCES, PARTS, tuned_settings
+from data import COMPARISON_FOLDS, TUNING_FOLDS
+from planned import BASE, ONE_LOOK, dataset_of, folder_of_choice, other_settings, plan, run_plans, study_folder
+from support import cluster, report, shell
 from support.run import RunError, prepared
-from support.shell import between, checked, errors_in_one_line, flag, given_flags, parse, refuse_given, wrong_arguments
 from support.space import SPACE
-from support.sweeps import write_report
-from support.verdicts import COST
+from support.statistics import PLAIN, ReportError
+from support.sweeps import write_sentences
+from support.verdicts import COST, RETUNED
 from train import Config
 
 # --- the sentences ---------------------------------------------------------------------------------------------------
@@ -54,22 +46,18 @@ class Sweep(NamedTuple):
     axis: str
     values: tuple
     settings: dict  # what differs from the defaults of Config, or from what was tuned
-    tuned: str = ""  # method of compare.py whose tuned settings hold
+    tuned: str = ""  # method of compare.py whose settings hold, as tuned under SCHEDULE
 
 
 class Sentence(NamedTuple):
     name: str
     claim: str  # in our words
+    runs: str  # which ones it is judged on
     sweeps: Sequence[Sweep]  # none: it is read off the results of compare.py
     drawn: Sequence[str]  # columns, a panel each
     x: str = "value"  # column
     log: bool = True  # whether x is logarithmic
     epochs: int = 0  # other than the default
-    same_updates: bool = False  # as many as with the default fraction and batch size, as nearly as whole epochs allow
-
-
-def as_tuned(methods: Sequence[str], axis: str, values: tuple) -> list[Sweep]:
-    return [Sweep(method, axis, values, {}, method) for method in methods]
 
 
 def normalised(axis: str, values: tuple, **more) -> list[Sweep]:
@@ -77,112 +65,85 @@ def normalised(axis: str, values: tuple, **more) -> list[Sweep]:
     return [Sweep(method, axis, values, settings | more) for method, settings in norms.items()]
 
 
-def geometric(low: float, high: float, steps: int) -> tuple[float, ...]:
+def spaced(low: float, high: float, steps: int) -> tuple[float, ...]:
     return tuple(float(f"{value:.3g}") for value in np.geomspace(low, high, steps))
 
 
-PENALTIES = {"L1": "l1", "L2": "l2", "weight decay": "weight_decay"}
-STRENGTHS = {method: (0.0, *geometric(*SPACE[name][:2], 8)) for method, name in PENALTIES.items()}
+SCHEDULE = "one-cycle"  # under which what is tuned was tuned: it anneals for every method, and no run ends on a jump
+SHARES, LARGEST = (0.005, 0.01, 0.05, 0.2, 0.5, 0.9), 0.9
+RETUNED_METHODS = (PLAIN, "L2", "dropout", "batch norm", "geometric", "elastic")
+RETUNED_POINTS = 8  # of each one's design, tried anew at the largest fraction
+PENALTIES = {  # the weakest is weak for Adam too, whose steps are as long however small a gradient is, down to 1e-8
+    "L1": ("l1", (0.0, *spaced(1e-10, 1e-3, 8))),
+    "L2": ("l2", (0.0, *spaced(1e-8, 1e-1, 8))),
+    "weight decay": ("weight_decay", (0.0, *spaced(1e-5, 10, 7))),
+}
 AT_DEFAULT = {"lr": 1e-3, "schedule": "constant"} | ONE_LOOK
 
 SENTENCES = (
-    Sentence(
-        "fraction",
-        "Regularisation shows an effect only where the training images are few, such as 5 %.",
-        as_tuned(
-            ("baseline", "L2", "dropout", "batch norm", "geometric", "elastic"),
-            "fraction",
-            (0.005, 0.01, 0.05, 0.2, 0.5, 0.9),
-        ),
-        ("error/test", "ratio"),
-        x="images",
-        same_updates=True,
-    ),
-    Sentence(
-        "lambda",
-        "The stronger the penalty, the nearer the weights are to 0.",
-        [
-            *(Sweep(method, name, STRENGTHS[method], ONE_LOOK, method) for method, name in PENALTIES.items()),
-            *(Sweep(f"{method} (lr 0.001)", name, STRENGTHS[method], AT_DEFAULT) for method, name in PENALTIES.items()),
-        ],
-        ("rms", "small", "loss/train", "error/test"),
-    ),
-    Sentence(
-        "dropout",
-        "Dropout comes close to averaging several networks that were trained apart, and costs less.",
-        [
-            Sweep("baseline", "networks", AVERAGED["baseline"], {}, "baseline"),
-            Sweep("dropout", "masks", (0, 50), {}, "dropout"),
-        ],
-        ("error/test",),
-        x="seconds",
-    ),
-    Sentence(
-        "normalisation",
-        "With centred and reduced inputs of its layers, a network learns faster and more stably.",
-        normalised("lr", geometric(1e-4, 1e-1, 7), evaluations=30),
-        ("epochs to cost", "never", "error/test"),
-        epochs=300,
-    ),
-    Sentence(
-        "batch-size",
-        "Layer norm serves where there is little data to estimate mean and variance from.",
-        normalised("batch_size", (2, 4, 10, 30, 100, 300)),
-        ("error/test",),
-        same_updates=True,
-    ),
-    Sentence(
-        "rotation",
-        "Transformations help as long as they do not change the class.",
-        as_tuned(("baseline",), "rotate", (0.0, 5.0, 10.0, 15.0, 30.0, 60.0, 90.0, 180.0)),
-        ("error/test", "6 and 9"),
-        log=False,
-    ),
-    Sentence("combination", "Some methods can be combined.", [], ("effect",), log=False),
-)
+    Sentence("fraction", "Regularisation shows an effect only where the training images are few, such as 5 %.",
+        f"10,000 updates under one-cycle, as tuned on 5 %; on 90 % also as retuned there, on the folds 0 to 2, with "
+        f"{RETUNED_POINTS} points a method and those taken over (fraction-tuned.csv).",
+        [Sweep(method, "fraction", SHARES, {}, method) for method in RETUNED_METHODS]
+        + [Sweep(method + RETUNED, "fraction", (LARGEST,), {}, method) for method in RETUNED_METHODS],
+        ("error/test", "ratio"), "images"),
+    Sentence("lambda", "The stronger the penalty, the nearer the weights are to 0.",
+        "Each penalty, but for its strength, as tuned under one-cycle, and at a constant learning rate of 0.001.",
+        [Sweep(method, *axis, ONE_LOOK, method) for method, axis in PENALTIES.items()]
+        + [Sweep(f"{method} (lr 0.001)", *axis, AT_DEFAULT) for method, axis in PENALTIES.items()],
+        ("rms", "small", "loss/train", "error/test")),
+    Sentence("dropout", "Dropout comes close to averaging several networks that were trained apart, and costs less.",
+        "Both as tuned under one-cycle; of ten plain networks of other seeds, the mean over all groups of so many.",
+        [Sweep(PLAIN, "networks", AVERAGED[PLAIN], {}, PLAIN), Sweep("dropout", "masks", (0, 50), {}, "dropout")],
+        ("error/test",), "seconds"),
+    Sentence("normalisation", "With centred and reduced inputs of its layers, a network learns faster and more stably.",
+        "300 epochs at a constant learning rate, otherwise the class's recipe.",
+        normalised("lr", spaced(1e-4, 1, 9), evaluations=30), ("epochs to cost", "never", "error/test"), epochs=300),
+    Sentence("batch-size", "Layer norm serves where there is little data to estimate mean and variance from.",
+        "10,000 updates at a constant learning rate of 0.001, otherwise the class's recipe.",
+        normalised("batch_size", (2, 4, 10, 30, 100, 300)), ("error/test",)),
+    Sentence("rotation", "Transformations help as long as they do not change the class.",
+        "The plain network, as tuned under one-cycle, with every training image turned by up to so many degrees.",
+        [Sweep(PLAIN, "rotate", (0.0, 5.0, 10.0, 15.0, 30.0, 60.0, 90.0, 180.0), {}, PLAIN)],
+        ("error/test", "6 and 9"), log=False),
+    Sentence("combination", "Some methods can be combined.",
+        "Those of compare.py, under both schedules, each method as tuned under it.", [], ("effect",), log=False),
+)  # fmt: skip
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
 PUBLISHED = Path(__file__).parent / "figures" / "sentences"
+NAMES = ("all", *(one.name for one in SENTENCES), *map(str, range(1, len(SENTENCES) + 1)))
 
 
-@checked
+@shell.checked
 class SentencesOptions:
     """Test the sentences of the table in sentences.py. A setting of train.py, given here, holds for all."""
 
-    sentence: tyro.conf.Positional[str] = ""  # name or number of the only one
+    sentence: tyro.conf.Positional[Literal[NAMES]] = "all"  # by name, or by number
     config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=lambda: BASE)
-    folds: Annotated[int, between(2, len(COMPARISON_FOLDS))] = 5  # how many of those that compare
+    folds: Annotated[int, shell.between(2, len(COMPARISON_FOLDS))] = 5  # how many of those that compare
     report: bool = False  # train nothing: rebuild the published tables and figures from their files
-    workers: Annotated[int, between(1, 1000)] = 2  # processes, with one thread each
-    storage: str = field(default="", repr=False)  # URL of a database that machines share; by default a journal file
-    studies_dir: str = "studies"  # folder of all studies; the runs are in its folder compare
-
-    def __post_init__(self):
-        chosen(self.sentence)
+    workers: Annotated[int, shell.between(1, 1000)] = 2  # processes, with one thread each
+    scheduler: str = ""  # such as tcp://host:8786, of a running `dask scheduler`, whose machines then do the work
+    studies_dir: shell.Folder = "studies"  # folder of all studies; the runs are in its folder compare
 
 
-def chosen(text: str) -> list[Sentence]:
-    names = {key: one for number, one in enumerate(SENTENCES, start=1) for key in (one.name, str(number))}
-    if text and text not in names:
-        allowed = ", ".join(f"{number} {one.name}" for number, one in enumerate(SENTENCES, start=1))
-        raise ValueError(f"{text}: there is no such sentence; allowed are number or name: {allowed}")
-    return [names[text]] if text else list(SENTENCES)
+def chosen_sentences(text: str) -> list[Sentence]:
+    return [one for number, one in enumerate(SENTENCES, start=1) if text in ("all", one.name, str(number))]
 
 
-def refuse_what_is_ignored(options: SentencesOptions, argv: Sequence[str]) -> None:
+def refuse_ignored(options: SentencesOptions, argv: Sequence[str]) -> None:
     """Ends the program if one of the arguments, even with the value of its default, would change nothing."""
-    if options.report and (len(given_flags(argv)) > 1 or options.sentence):
-        wrong_arguments("--report: rebuilds what is published as it is; drop the other arguments")
-    refused = dict.fromkeys(
-        ("--fold", "--seed"), "the folds are the first ones that compare, each with its number as seed; see --folds"
-    )
-    for one in chosen(options.sentence):
+    if options.report and len(argv) > 1:
+        shell.wrong_arguments("--report: rebuilds what is published as it is; drop the other arguments")
+    refused = dict.fromkeys(("--fold", "--seed"), "the first folds that compare, each its own seed; see --folds")
+    for one in chosen_sentences(options.sentence):
         for sweep in one.sweeps:
             tuned = [*NUISANCES, *METHODS[sweep.tuned]] if sweep.tuned else []
             own = f"sentence {one.name} sets its own; drop it, or change SENTENCES in sentences.py"
-            refused |= dict.fromkeys(map(flag, [sweep.axis, *sweep.settings, *tuned]), own)
-    refuse_given(argv, refused)
+            refused |= dict.fromkeys(map(shell.flag, [sweep.axis, *sweep.settings, *tuned]), own)
+    shell.refuse_given(argv, refused)
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -196,11 +157,11 @@ def config_of(one: Sentence, sweep: Sweep, value: object, fold: int, base: Confi
     config = replace(base, fold=fold, seed=fold, **settings)
     if one.epochs and config.epochs == BASE.epochs:
         return replace(config, epochs=one.epochs)
-    return replace(config, epochs=epochs_of(config)) if one.same_updates else config
+    return replace(config, epochs=epochs_of(config)) if sweep.axis in ("fraction", "batch_size") else config
 
 
 def epochs_of(config: Config) -> int:
-    """The number of epochs with which `config` makes as many updates as it does with default fraction and batch."""
+    """With how many epochs it makes as many updates as with default fraction and batch, as nearly as they allow."""
 
     def batches(fraction: float, batch_size: int) -> int:
         train, _ = data.split_indices(dataset_of(config).train_labels, config.fold, fraction)
@@ -210,77 +171,95 @@ def epochs_of(config: Config) -> int:
     return max(1, round(updates / batches(config.fraction, config.batch_size)))
 
 
-def rows_of(one: Sentence, options: SentencesOptions) -> list[dict]:
-    """The rows of a sentence's file: what was measured, by method, value and fold; only what is missing is run."""
+def retuned(options: SentencesOptions) -> list[dict]:
+    """RETUNED_METHODS tuned on the LARGEST share of the images, on the folds that tune: every point that was tried.
+
+    Those are the first of compare.py's design, the plain network's optimum with what a method adds at its weakest, and
+    the method's own optimum at 5 %.
+    """
+    base = replace(options.config, fraction=LARGEST, **ONE_LOOK)
+    base, known, rows = replace(base, epochs=epochs_of(base)), {}, []
+    for stage in ((PLAIN,), RETUNED_METHODS[1:]):
+        optima, groups = {row["method"]: row["settings"] for row in rows if row["chosen"]}, []
+        for method, own in tuned_settings(stage, SCHEDULE).items():
+            group = compare.points(method, SCHEDULE, optima, base)
+            group = [row for row in group if row["trial"] < RETUNED_POINTS or row["origin"] != "design"]
+            own = {"settings": own, "command": compare.command_of(replace(base, **own)), "border": ""}
+            groups.append([*group, group[0] | own | {"origin": "5 %", "trial": compare.POINTS + len(group)}])
+        while missing := [one for group in groups for one in compare.halve(group, known)]:
+            configs = [replace(base, **row["settings"], fold=fold, seed=fold) for row, fold in missing]
+            found = run_plans([plan(config, ("train", "val")) for config in configs], options)
+            for (row, fold), result in zip(missing, (over.result for over in found), strict=True):
+                known[row["command"], fold] = result["result"]["last"]["error/val"], result["processor"]
+        rows += [row for group in groups for row in group]
+    return rows
+
+
+def rows_of(one: Sentence, options: SentencesOptions, tried: Sequence[dict]) -> list[dict]:
+    """What was measured, by method, value and fold; only what is missing is run. `tried` are `retuned` points."""
     planned = []
     for sweep in one.sweeps:
-        kind = {sweep.axis: list(sweep.values)} if sweep.axis in OF_A_RUN else {}
-        tuned = tuned_settings([sweep.tuned])[sweep.tuned] if sweep.tuned else {}
+        tuned = tuned_settings([sweep.tuned], SCHEDULE)[sweep.tuned] if sweep.tuned else {}
+        if sweep.method.endswith(RETUNED):
+            (tuned,) = (row["settings"] for row in tried if row["chosen"] and row["method"] == sweep.tuned)
         base = replace(options.config, **(tuned | sweep.settings))
-        for fold in COMPARISON_FOLDS[: options.folds]:
-            for value in sweep.values:
-                planned.append((sweep, value, fold, plan(config_of(one, sweep, value, fold, base), **kind)))
-    planned.sort(key=lambda each: each[2])  # fold after fold
-    rows = []
-    for (sweep, value, fold, _), over in zip(planned, run_all([each[3] for each in planned], options), strict=True):
-        measured = over.result[str(value)] if sweep.axis in OF_A_RUN else of_network(over.result)
-        rows.append({"method": sweep.method, "axis": sweep.axis, "value": value, "fold": fold} | measured)
-    return rows
+        kind = {sweep.axis: list(sweep.values)} if sweep.axis in OF_A_RUN else {}
+        row = {"method": sweep.method, "axis": sweep.axis, "schedule": base.schedule}
+        for fold, value in itertools.product(COMPARISON_FOLDS[: options.folds], sweep.values):
+            config = config_of(one, sweep, value, fold, base)
+            planned.append((row | {"value": value, "fold": fold}, plan(config, **kind)))
+    planned.sort(key=lambda each: each[0]["fold"])  # fold after fold
+    found = run_plans([payload for _, payload in planned], options)
+    return [
+        row | (over.result[str(row["value"])] if row["axis"] in OF_A_RUN else of_network(over.result))
+        for (row, _), over in zip(planned, found, strict=True)
+    ]
 
 
 def of_network(found: dict) -> dict:
     """What the figures need of a trained network. What is None cannot be told: it diverged, or never came there."""
-    result, last = found["result"], found["result"]["last"]
+    result, weights, confusions = found["result"], found.get("weights", {}), found.get("confusions")
     row = {"status": result["status"], "images": result["sizes"]["train"], "updates": result["step"]}
-    row |= {name: last[name] for name in ("epoch", "loss/train", "error/val", "error/test")}
+    row |= {name: result["last"][name] for name in ("epoch", "loss/train", "loss/test", "error/val", "error/test")}
     row |= {"seconds": result["seconds"], "epochs to cost": epochs_to(COST, found["curves"])}
-    row |= {name: found.get("weights", {}).get(name) for name in ("rms", "small")}
-    for digit, answer in ((6, 9), (9, 6)):
-        row[f"{digit} as {answer}"] = found["confusions"][digit][answer] if "confusions" in found else None
-    return row
+    row |= {name: weights.get(name) for name in ("rms", "small")}
+    return row | {"6 and 9": (confusions[6][9] + confusions[9][6]) / np.sum(confusions) if confusions else None}
 
 
 def epochs_to(cost: float, curves: dict[str, list[float]]) -> float | None:
     """After how many epochs the training cost comes to `cost`: between two looks, by its logarithm; None for never."""
-    looks = list(zip(curves["epoch"], curves["loss/train"], strict=True))
-    for (before, high), (after, low) in zip([looks[0], *looks], looks, strict=False):
-        if low <= cost:
-            high, low = math.log(high), math.log(max(low, 1e-30))
-            share = (high - math.log(cost)) / (high - low) if high > low else 1.0
-            return before + share * (after - before)
-    return None
+    epochs, losses = (np.array(curves[name]) for name in ("epoch", "loss/train"))
+    if not (losses <= cost).any():
+        return None
+    first = int(np.argmax(losses <= cost))
+    both = slice(max(0, first - 1), first + 1)
+    return float(np.interp(-math.log(cost), -np.log(np.maximum(losses[both], 1e-30)), epochs[both]))
 
 
 def combinations(path: Path) -> list[dict]:
-    """Rows of the last sentence: by combination of two parts and fold, what each changes in the baseline's error.
-
-    Read off the results.csv of compare.py; the better part is the one with the lower mean validation error.
-    """
-    groups = statistics.runs_by_method(report.read_csv(path, ("error/val", "error/test"))) if path.exists() else {}
-    rows = []
-    for whole, parts in compare.PARTS.items():
-        if len(parts) != 2 or not {whole, *parts, statistics.BASELINE} <= groups.keys():
-            continue
-        parts = sorted(parts, key=lambda part: np.mean([run["error/val"] for run in groups[part]]))
-        for four in zip(*(groups[name] for name in (statistics.BASELINE, *parts, whole)), strict=True):
-            baseline, better, other, both = (run["error/test"] for run in four)
-            effects = {"better part": better - baseline, "other part": other - baseline}
-            effects |= {"sum of both": better + other - 2 * baseline, "combination": both - baseline}
-            fold = four[0]["fold"]
-            rows += [{"method": m, "value": whole, "fold": fold, "effect": e} for m, e in effects.items()]
+    """What combinations and their parts change in the plain network's error, from the results.csv of compare.py."""
+    results, rows = report.read_csv(path) if path.exists() else [], []
+    groups = report.grouped(results) if results and "schedule" in results[0] else {}
+    for whole, best, schedule in report.beside_best_part(groups, PARTS):
+        names = {"combination": whole, "best part": best}
+        others = [part for part in PARTS[whole] if part != best and (part, schedule) in groups]
+        names |= {"other part": others[0]} if len(PARTS[whole]) == 2 and others else {}
+        for runs in zip(*(groups[name, schedule] for name in (PLAIN, *names.values())), strict=True):
+            effects = {
+                name: run["error/test"] - runs[0]["error/test"] for name, run in zip(names, runs[1:], strict=True)
+            }
+            if "other part" in effects:
+                effects["sum of both"] = effects["best part"] + effects["other part"]
+            row = {"axis": "combination", "schedule": schedule, "fold": runs[0]["fold"]}
+            row["value"] = f"{whole} ({schedule})"
+            rows += [{"method": name} | row | {"effect": effect} for name, effect in effects.items()]
     return rows
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def results_folder(options: SentencesOptions) -> Path:
-    """One for each choice of settings, data and folds, so that no quick look touches another's files."""
-    folds = [f"folds={options.folds}"] if options.folds != SentencesOptions.folds else []
-    return folder_of_choice(Path(options.studies_dir) / "sentences", other_settings(options.config) + folds)
-
-
-def compared(options: SentencesOptions) -> Path:
+def compared_at(options: SentencesOptions) -> Path:
     """The results of compare.py with these settings and on these data: the published ones, or else its own."""
     if options.report or not other_settings(options.config):
         return compare.PUBLISHED / "results.csv"
@@ -288,32 +267,33 @@ def compared(options: SentencesOptions) -> Path:
     return compare.results_folder(mine) / "results.csv"
 
 
-def write_rows(folder: Path, chosen: Sequence[Sentence], options: SentencesOptions) -> None:
-    """The CSV file of each sentence; none where compare.py has no results."""
-    for one in chosen:
-        results = None if one.sweeps else compared(options)
-        if rows := combinations(results) if results else rows_of(one, options):
-            report.write_csv(folder / f"{one.name}.csv", rows)
-        elif not options.report:
-            print(f"{one.name}: left out, since {results} is missing; run python compare.py with these settings")
+def place_of(options: SentencesOptions) -> Path:
+    """A folder for each choice of settings, data and folds, so that no quick look touches another's files."""
+    folds = [f"folds={options.folds}"] if options.folds != SentencesOptions.folds else []
+    return folder_of_choice(Path(options.studies_dir) / "sentences", other_settings(options.config) + folds)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    with errors_in_one_line(data.DataError, RunError, workers.StudyError, statistics.ReportError):
-        options = parse(SentencesOptions, argv)
-        refuse_what_is_ignored(options, argv)
-        if options.report:
-            PUBLISHED.mkdir(parents=True, exist_ok=True)
-            write_rows(PUBLISHED, [one for one in SENTENCES if not one.sweeps], options)
-            print("\n".join(write_report(PUBLISHED, SENTENCES, list(METHODS))))
-            return
-        options = prepared(options)
-        folder = results_folder(options)
-        write_rows(folder, chosen(options.sentence), options)
-        print("\n".join(write_report(folder, SENTENCES, list(METHODS))))
-        print(f"\ntables and figures: {folder}")
-        print(f"the runs:           tensorboard --logdir {study_folder(options) / 'runs'}")
+    with shell.errors_in_one_line(data.DataError, RunError, cluster.StudyError, ReportError):
+        options = shell.parse(SentencesOptions, argv)
+        refuse_ignored(options, argv)
+        options = options if options.report else prepared(options)
+        folder = PUBLISHED if options.report else place_of(options)
+        folder.mkdir(parents=True, exist_ok=True)
+        for one in chosen_sentences(options.sentence):
+            tried = retuned(options) if one.name == "fraction" and not options.report else []
+            if tried:
+                report.write_tuned(folder / f"{one.name}-tuned.csv", tried, list(SPACE), TUNING_FOLDS)
+            rows = [] if one.sweeps else combinations(compared_at(options))
+            if rows := rows_of(one, options, tried) if one.sweeps and not options.report else rows:
+                report.write_csv(folder / f"{one.name}.csv", rows)
+            elif not options.report:
+                print(f"{one.name}: left out; first run python compare.py with these settings")
+        print("\n".join(write_sentences(folder, SENTENCES, list(METHODS))))
+        if not options.report:
+            print(f"\ntables and figures: {folder}")
+            print(f"the runs:           tensorboard --logdir {study_folder(options) / 'runs'}")
 
 
 if __name__ == "__main__":

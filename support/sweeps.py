@@ -4,136 +4,135 @@ A folder holds a CSV file for each sentence, whose rows are described in support
 """
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from support import figures, report, statistics
+from support import figures, report
 from support.shell import as_text
-from support.verdicts import COST, JUDGES, SMALL, UNDECIDED, means, methods_of, series
+from support.statistics import PLAIN
+from support.verdicts import COST, JUDGES, RETUNED, SMALL, UNDECIDED, by_value, interval, methods_of
 
+LEAST_FOLDS = 5  # with fewer, an interval may be narrow by luck
 # Of a column: what it is, by how much it is multiplied, and its scale.
 LABELS = {
     "error/test": ("test error in %", 100, "log"),
-    "ratio": ("test error over the baseline's", 1, "log"),
+    "ratio": ("test error over the plain network's", 1, "log"),
     "rms": ("root mean square of the weights", 1, "log"),
     "small": (f"share of weights below {SMALL:g}", 1, "linear"),
     "loss/train": ("training cost in nats", 1, "log"),
     "epochs to cost": (f"epochs to a training cost of {COST:g}", 1, "log"),
     "never": (f"share of runs that never come to {COST:g}", 1, "linear"),
-    "6 and 9": ("confusions of 6 and 9", 1, "linear"),
+    "6 and 9": ("confusions of 6 and 9 in % of the images", 100, "linear"),
     "effect": ("change of the test error in points", 100, "linear"),
 }
 X_LABELS = {
     "images": "training images", "seconds": "seconds of training", "lr": "learning rate", "batch_size": "batch size",
-    "rotate": "rotation of up to so many degrees, either way",
+    "rotate": "rotation of up to so many degrees, either way", "combination": "",
 }  # fmt: skip
 
 
 def derived(rows: Sequence[dict]) -> list[dict]:
-    """`rows` with the columns that follow from others: ratio, never, and 6 and 9."""
-    base = series(rows, statistics.BASELINE, "error/test")
+    """`rows` with two columns that follow from others: ratio to the plain network, tuned alike, and never."""
+    errors = {(row["method"], row["value"], row["fold"]): row.get("error/test") for row in rows}
     found = []
     for row in rows:
-        row = dict(row)
-        if (reference := base.get(row["value"], {}).get(row["fold"])) and "error/test" in row:
-            row["ratio"] = row["error/test"] / reference
-        if "epochs to cost" in row:
-            row["never"] = int(row["epochs to cost"] in (None, ""))
-        if row.get("6 as 9") not in (None, ""):
-            row["6 and 9"] = row["6 as 9"] + row["9 as 6"]
-        found.append(row)
+        plain = errors.get((PLAIN + RETUNED * row["method"].endswith(RETUNED), row["value"], row["fold"]))
+        found.append(row | ({"ratio": row["error/test"] / plain} if plain else {}))
+        found[-1] |= {"never": int(row["epochs to cost"] in (None, ""))} if "epochs to cost" in row else {}
     return found
 
 
-def draw(one, rows: Sequence[dict], colour: dict[str, str]):
+def draw_sentence(one, rows: Sequence[dict], colour: dict[str, str]):
     """A panel for each column that is drawn: means and 95 % intervals over folds, a line a method."""
-    figure, axes = figures.panels(len(one.drawn), 2, 4.6, 3.4)
-    counted = {row["method"]: f": number of {row['axis']}" for row in rows if one.x == "seconds"}
+    order = sorted({row["value"] for row in rows if isinstance(row["value"], str)})
+    figure, axes = figures.panels(len(one.drawn), 2, 9.2 if order else 4.6, 3.4)
     for column, axis in zip(one.drawn, axes, strict=True):
         text, factor, scale = LABELS[column]
-        axis.set_xscale("log" if one.log else "linear")  # here, since it takes away the names of places
-        places, positive = set(), False
+        axis.set(xscale="log" if one.log else "linear", yscale=scale, ylabel=text)
+        places: set[float] = set()
         for number, method in enumerate(methods_of(rows)):
-            values = series(rows, method, column)
-            at = means(series(rows, method, one.x)) if one.x != "value" else {value: value for value in values}
-            if any(isinstance(value, str) for value in values):
-                at = {value: place + 0.08 * number for place, value in enumerate(values)}
-            estimates = [statistics.mean_and_interval(list(values[value].values())) for value in values]
-            x = np.array([at[value] for value in values], float)
-            if one.log and (x > 0).any():  # 0 stands to the left of all others
-                x = np.where(x > 0, x, min(x[x > 0]) / 3)
-            y, half = (factor * np.array(column) for column in zip(*estimates, strict=True)) if estimates else ([], [])
-            positive |= any(mean > 0 for mean in y)
-            places |= set(x)
+            found = {value: interval(folds) for value, folds in by_value(rows, method, column, factor).items()}
+            x = [order.index(value) + 0.1 * number for value in found] if order else list(found)
+            if one.x != "value":
+                x = [np.nanmean(folds) for folds in by_value(rows, method, one.x).values()]
+            if one.log and min(x) == 0:  # it stands to the left of all others
+                x[0] = x[1] / 3
+            y, half = np.array([(value.mean, value.high - value.mean) for value in found.values()]).T
             parent, _, variant = method.partition(" (")
-            style = "o" if values and isinstance(next(iter(values)), str) else "o--" if variant else "o-"
             shade = colour.get(parent, "#000000" if parent == "none" else figures.PALETTE[number])
-            name = method + counted.get(method, "")
+            style = "o" if order else "o-" if not variant else "o--" if len(x) > 1 else "D"
+            name = f"{method}: number of {one.sweeps[number].axis}" if one.x == "seconds" else method
             axis.errorbar(x, y, half, fmt=style, markersize=4, capsize=2, linewidth=1.2, color=shade, label=name)
-            if style == "o":
-                axis.set_xticks(range(len(at)), at, rotation=20, ha="right", fontsize=8)
-            if method in counted:  # the axis does not say how many; above and below in turn, as two may be one point
-                for place, (value, *point) in enumerate(zip(values, x, y, strict=True)):
-                    where = {"xytext": (-5, -12), "ha": "right"} if place % 2 else {"xytext": (5, 5)}
-                    axis.annotate(as_text(value), point, textcoords="offset points", fontsize=8, color=shade, **where)
-        if one.log and places:
-            figures.plain_ticks(axis.xaxis, sorted(places) if not counted and len(places) < 10 else ())
-            axis.tick_params("x", labelsize=8)  # seven of them side by side
-        axis.set_yscale(scale if positive else "linear")
-        if axis.get_yscale() == "log":
+            places |= set(x)
+            for place, *point in zip(found, x, y, strict=True) if one.x == "seconds" else ():  # how many of them
+                beside = (5, -12 if place == 0 else 5)
+                axis.annotate(as_text(place), point, beside, textcoords="offset points", fontsize=8, color=shade)
+        if order:
+            axis.set_xticks(range(len(order)), order, rotation=20, ha="right")
+        elif one.log:
+            low, high = math.log10(min(places)), math.log10(max(places))
+            decades = 10.0 ** np.arange(math.ceil(low), high + 1e-9, 1 if high - low < 7 else 2)
+            few = sorted(places) if len(places) < 8 else decades.tolist()
+            figures.plain_ticks(axis.xaxis, few if one.x != "seconds" else ())
+        low, high = axis.get_ylim()
+        if scale == "log" and high > 3 * low:
             figures.plain_ticks(axis.yaxis)
-        axis.set_ylabel(text)
-        names = [one.x] if one.x != "value" else dict.fromkeys(sweep.axis for sweep in one.sweeps)
-        leftmost = "; leftmost: 0" if one.log and any(row["value"] == 0 for row in rows) and one.x == "value" else ""
+        else:
+            axis.set_yscale("linear")
+        names = [one.x] if one.x != "value" else dict.fromkeys(row["axis"] for row in rows)
+        leftmost = "; leftmost: 0" * (one.log and one.x == "value" and any(row["value"] == 0 for row in rows))
         axis.set_xlabel(", ".join(X_LABELS.get(name, name) for name in names) + leftmost)
+        axis.tick_params("x", labelsize=8)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=7, frameon=False)
     return figure
 
 
-def table(one, rows: Sequence[dict]) -> list[str]:
+def sweep_table(one, rows: Sequence[dict]) -> list[str]:
     """Means and intervals of what is drawn, as Markdown."""
     cells = []
     for method in methods_of(rows):
-        for value in dict.fromkeys(row["value"] for row in rows if row["method"] == method):
-            folds = [row for row in rows if (row["method"], row["value"]) == (method, value)]
-            line = [method, as_text(value), str(len(folds))]
-            for column in one.drawn:
-                found = [LABELS[column][1] * row[column] for row in folds if row.get(column) not in (None, "")]
-                mean, half = statistics.mean_and_interval(found) if found else (math.nan, math.nan)
-                line.append("" if not found else f"{mean:.4g}" if math.isnan(half) else f"{mean:.4g} ± {half:.2g}")
-            cells.append(line)
-    return report.markdown_table(["method", "value", "folds", *(LABELS[column][0] for column in one.drawn)], cells)
+        columns = [by_value(rows, method, column, LABELS[column][1]) for column in one.drawn]
+        for value in columns[0]:
+            found = [interval(column[value]) for column in columns]
+            texts = [f"{each.mean:.4g} ± {each.high - each.mean:.2g}".removesuffix(" ± nan") for each in found]
+            cells.append([method, as_text(value), *("" if text == "nan" else text for text in texts)])
+    return report.markdown_table(["method", "value", *(LABELS[column][0] for column in one.drawn)], cells)
 
 
-def write_report(folder: Path, sentences: Sequence, methods: Sequence[str]) -> list[str]:
-    """Writes the tables and figures that follow from the CSV files of `sentences` in `folder` beside them.
+def write_sentences(folder: Path, sentences: Sequence, methods: Sequence[str]) -> list[str]:
+    """Writes the tables and figures that follow from the CSV files of `sentences` in `folder`; returns the verdicts.
 
-    A sentence has the fields of sentences.Sentence; `methods` are all that have a colour. Returns the verdicts' lines
-    for a terminal. What has no file is left out. From the same files come the same tables.
+    A sentence has the fields of sentences.Sentence; `methods` are all that have a colour. What has no file is left out;
+    what an earlier version wrote, without schedules, stays as it is, with its verdict.
     """
-    colour = figures.colours(methods)
-    cells = []
-    for number, one in enumerate(sentences, start=1):
-        path = folder / f"{one.name}.csv"
+    cells, notes = [], []
+    for place, one in enumerate(sentences, start=1):
+        path, text = folder / f"{one.name}.csv", folder / f"{one.name}.md"
         if not path.exists():
             continue
         rows = derived(report.read_csv(path))
-        verdict = JUDGES[one.name](rows)
-        rule = " ".join(JUDGES[one.name].__doc__.split())
-        lines = [f"**{one.claim}** It {verdict.word}." if verdict.word != UNDECIDED else f"**{one.claim}** Undecided."]
-        lines += ["", *(f"- {text}" for text in verdict.numbers), "", f"Rule: {rule}", "", *table(one, rows)]
-        report.write_text(folder / f"{one.name}.md", "\n".join(lines) + "\n")
-        with figures.reproducible_figures():
-            figures.save_figure(draw(one, rows, colour), folder / one.name)
-        cells.append([f"{one.name} ({number})", one.claim, verdict.word])
+        if "schedule" in rows[0]:
+            word, numbers = JUDGES[one.name](rows)
+            word = word if len({row["fold"] for row in rows}) >= LEAST_FOLDS else f"{UNDECIDED}: too few folds"
+            rule, before = " ".join(JUDGES[one.name].__doc__.split()).split(" Before: ")
+            said = f"It {'is ' * word.startswith(UNDECIDED)}{word}."
+            lines = [f"**{one.claim}** {said}", "", *(f"- {number}" for number in numbers), "", f"Runs: {one.runs}", ""]
+            lines += [f"Rule: {rule}", "", f"Changed after numbers were seen; before: {before}", ""]
+            report.write_text(text, "\n".join([*lines, *sweep_table(one, rows)]) + "\n")
+            with figures.reproducible_figures():
+                figures.save_figure(draw_sentence(one, rows, figures.colours(methods)), folder / one.name)
+        else:
+            notes.append(f"{path.name}: of an earlier version, and left as it is; run python sentences.py {one.name}")
+        first = text.read_text(encoding="utf-8").split("\n")[0] if text.exists() else ""
+        cells.append([f"{one.name} ({place})", one.claim, re.sub(r"^\*\*.*\*\* (It (is )?)?|\.$", "", first)])
     if not cells:
         return [f"no results in {folder} yet: run python sentences.py, and copy its CSV files there"]
-    header = ["sentence", "claim", "verdict"]
-    note = (
-        'A sentence that "does not hold" is one that these runs do not bear out; the rules stand in each one\'s file.'
-    )
-    report.write_text(folder / "verdicts.md", "\n".join([*report.markdown_table(header, cells), "", note]) + "\n")
-    return report.text_table([header[0], header[2]], [[name, word] for name, _, word in cells])
+    lines = report.markdown_table(["sentence", "claim", "verdict"], cells)
+    if len(notes) < len(cells):
+        note = "Undecided: neither shown nor excluded by these runs. The rules stand in each sentence's file."
+        report.write_text(folder / "verdicts.md", "\n".join([*lines, "", note]) + "\n")
+    return [*report.markdown_table(["sentence", "verdict"], [[name, word] for name, _, word in cells]), *notes]

@@ -1,143 +1,148 @@
-"""sentences.py: every sentence on the digits, with few values, folds and epochs; verdicts on made-up numbers."""
+"""sentences.py: every sentence on the digits, with few values, folds and epochs."""
 
 import itertools
+import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-import test_compare
-from helpers import contents, refused
-from test_compare import names_and_texts
+from helpers import refused
 
 import compare
 import data
 import planned
 import sentences
 from sentences import SENTENCES, SentencesOptions
-from support import figures, report, sweeps
-from support.folder import read_json
-from support.shell import parse
-from support.verdicts import JUDGES
+from support import cluster, figures, report, shell, sweeps
+from support.statistics import PLAIN
+from support.verdicts import JUDGES, RETUNED
 from train import Config
 
-inline, published = test_compare.inline, test_compare.published  # fixtures
-SETTINGS = ("--data", "digits", "--device", "cpu", "--epochs", "4", "--folds", "2")
+QUICK = ("--data", "digits", "--device", "cpu", "--epochs", "4", "--folds", "2")
 WITH_RUNS = [one.name for one in SENTENCES if one.sweeps]
-VALUES = {  # of the values in the table, those that the digits are for
-    "fraction": (0.05, 0.2, 0.9), "networks": (1, 2), "masks": (0, 2), "batch_size": (4, 30, 300),
-    "lr": (1e-4, 1e-2), "rotate": (0.0, 15.0, 180.0),
+FEW = {  # values of the table that the digits are enough for, by axis
+    "fraction": (0.05, 0.9), "networks": (1, 2), "masks": (0, 50), "batch_size": (4, 30, 300), "lr": (1e-4, 1e-2),
+    "rotate": (0.0, 15.0, 180.0), "l1": (0.0, 1e-7, 1e-3), "l2": (0.0, 1e-6, 1e-2), "weight_decay": (0.0, 0.1, 10.0),
 }  # fmt: skip
+TUNED = {"l1": 1e-5, "l2": 1e-4, "weight_decay": 0.1, "dropout": 0.2}
+
+
+def tuned(methods, schedule):
+    """As compare.tuned_settings, without a file."""
+    settings = {
+        method: {name: TUNED.get(name, to) for name, to in compare.METHODS[method].items()} for method in methods
+    }
+    return {method: {"lr": 2e-3, "schedule": schedule} | found for method, found in settings.items()}
 
 
 @pytest.fixture
-def small(monkeypatch, published):
-    """The table with fewer values, and results of compare.py that are not there."""
+def ran(monkeypatch, tmp_path):
+    """The table with fewer values, and runs in this process, each once; what was run."""
+    kept = {}
 
-    def fewer(sweep):
-        if sweep.axis not in VALUES:
-            return sweep._replace(values=sweep.values[::4])
-        return sweep._replace(
-            values=tuple(value for value in VALUES[sweep.axis] if value in sweep.values or value == 2)
-        )
+    def run_plans(payloads, options):
+        for payload in payloads:
+            if (key := json.dumps(payload)) not in kept:
+                where = {name: getattr(options.config, name) for name in planned.MACHINE}
+                kept[key] = payload, planned.train_planned(payload, tmp_path / "runs" / str(len(kept)), where)
+        return [cluster.Finished(kept[json.dumps(payload)][1], "", "", "") for payload in payloads]
 
-    table = [one._replace(sweeps=[fewer(sweep) for sweep in one.sweeps]) for one in SENTENCES]
-    monkeypatch.setattr(sentences, "SENTENCES", table)
-    monkeypatch.setattr(compare, "PUBLISHED", published)
-    return {one.name: one for one in table}
+    few = [sweep for sweep in SENTENCES[0].sweeps if sweep.tuned in (PLAIN, "L2")]
+    table = [SENTENCES[0]._replace(sweeps=few), *SENTENCES[1:]]
+    fewer = [[sweep._replace(values=FEW[sweep.axis][-len(sweep.values) :]) for sweep in one.sweeps] for one in table]
+    table = [one._replace(sweeps=found) for one, found in zip(table, fewer, strict=True)]
+    for name, value in {
+        "SENTENCES": table, "run_plans": run_plans, "tuned_settings": tuned, "RETUNED_METHODS": (PLAIN, "L2"),
+        "RETUNED_POINTS": 2,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(sentences, name, value)
+    return kept
 
 
-def run(tmp_path, *arguments):
+def texts(folder):
+    return {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.suffix in (".csv", ".md")}
+
+
+def launch(tmp_path, *arguments):
     """The folder with the results."""
-    arguments = [*map(str, arguments), *SETTINGS, "--studies-dir", str(tmp_path)]
+    arguments = [*map(str, arguments), *QUICK, "--studies-dir", str(tmp_path)]
     sentences.main(arguments)
-    return sentences.results_folder(parse(SentencesOptions, arguments))
+    return sentences.place_of(shell.parse(SentencesOptions, arguments))
+
+
+def report_on(monkeypatch, folder, results="nowhere"):
+    """What --report makes of `folder`, and of the results.csv of compare.py in `results`."""
+    monkeypatch.setattr(sentences, "PUBLISHED", folder)
+    monkeypatch.setattr(compare, "PUBLISHED", Path(results))
+    sentences.main(["--report"])
+    return texts(folder)
 
 
 # --- runs
 
 
 @pytest.mark.parametrize("name", WITH_RUNS)
-def test_every_sentence_from_its_command_to_its_verdict(small, inline, monkeypatch, tmp_path, capsys, name):
-    folder = run(tmp_path, name)
-    one = small[name]
+def test_every_sentence_from_its_command_to_its_verdict(ran, monkeypatch, tmp_path, capsys, name):
+    folder = launch(tmp_path, name)
+    (one,) = (one for one in sentences.SENTENCES if one.name == name)
     rows = report.read_csv(folder / f"{name}.csv")
     expected = [(s.method, value, fold) for s in one.sweeps for value in s.values for fold in (3, 4)]
-    found = [(row["method"], row["value"], row["fold"]) for row in rows]
-    assert sorted(found) == sorted(expected) and len(set(found)) == len(found)
-    assert {path.name for path in folder.iterdir()} == {f"{name}{end}" for end in (".csv", ".md", ".png")} | {
-        "verdicts.md"
-    }
-    assert name in capsys.readouterr().out and all(0 <= row["error/test"] <= 1 for row in rows)
-    assert not list(tmp_path.rglob("last.pt"))
+    assert sorted((row["method"], row["value"], row["fold"]) for row in rows) == sorted(expected)
+    assert {f"{name}.csv", f"{name}.md", f"{name}.png", "verdicts.md"} <= {path.name for path in folder.iterdir()}
+    assert "undecided: too few folds" in capsys.readouterr().out and all(0 <= row["error/test"] <= 1 for row in rows)
 
-    ran, before = len(inline), contents(folder)
-    run(tmp_path, name)
-    assert len(inline) == ran and contents(folder) == before, "never run twice"
+    configs = [Config(**payload["settings"]) for payload, _ in ran.values() if len(payload["splits"]) == 3]
+    for sweep, fold in itertools.product(one.sweeps, (3, 4)):  # every value reached its run
+        settings = (tuned([sweep.tuned], "one-cycle")[sweep.tuned] if sweep.tuned else {}) | sweep.settings
+        for value in sweep.values if sweep.axis not in sentences.OF_A_RUN and RETUNED not in sweep.method else ():
+            wanted = settings | {sweep.axis: value, "fold": fold, "seed": fold}
+            assert any(all(getattr(config, key) == v for key, v in wanted.items()) for config in configs), wanted
 
-    place = tmp_path / "published sentences"
-    place.mkdir()
-    (place / f"{name}.csv").write_bytes((folder / f"{name}.csv").read_bytes())
-    monkeypatch.setattr(sentences, "PUBLISHED", place)
-    sentences.main(["--report"])
-    assert {path.name: text for path, text in contents(place).items()} == {
-        path.name: text for path, text in before.items()
-    }
+    runs, before = len(ran), texts(folder)
+    launch(tmp_path, name)
+    assert len(ran) == runs and texts(folder) == before, "never run twice"
+    shutil.copytree(folder, tmp_path / "published")
+    (tmp_path / "published" / f"{name}.md").unlink()
+    assert report_on(monkeypatch, tmp_path / "published") == before
 
 
-@pytest.mark.parametrize("name", WITH_RUNS)
-def test_every_value_reaches_its_run(small, inline, tmp_path, name):
-    run(tmp_path, name)
-    configs = [read_json(path, dict) for path in tmp_path.glob("compare/runs/**/config.json")]
-    for sweep in small[name].sweeps:
-        if sweep.axis == "networks":
-            seeds = {config["seed"] for config in configs if config["dropout"] == 0}
-            assert seeds == {3 + 100, 3 + 200, 4 + 100, 4 + 200}
-            continue
-        tuned = compare.tuned_settings([sweep.tuned])[sweep.tuned] if sweep.tuned else {}
-        settings = tuned | dict(sweep.settings)
-        for value in sweep.values if sweep.axis != "masks" else [None]:
-            wanted = settings | ({} if value is None else {sweep.axis: value})
-            folds = [(c["fold"], c["seed"]) for c in configs if wanted.items() <= c.items()]
-            assert {(3, 3), (4, 4)} <= set(folds), (sweep.method, value)
-
-
-def test_several_sentences_share_what_is_the_same_run(small, inline, tmp_path):
-    run(tmp_path, "lambda")
-    assert len({str(payload) for payload in inline}) == len(inline)
-    at_default = [p for p in inline if not {"l1", "l2", "weight_decay", "lr", "schedule"} & p["settings"].keys()]
-    assert len(at_default) == 2, "without a penalty all three are the same network, once a fold"
+def test_methods_are_retuned_where_the_sentence_compares_them(ran, tmp_path):
+    folder = launch(tmp_path, "fraction")
+    points = report.read_csv(folder / "fraction-tuned.csv")
+    assert [(row["method"], row["origin"]) for row in points] == [
+        *((PLAIN, "design"),) * 2, (PLAIN, "5 %"), *(("L2", "design"),) * 2, ("L2", PLAIN), ("L2", "5 %")
+    ]  # fmt: skip
+    chosen = {row["method"]: row for row in points if row["chosen"]}
+    for method, row in chosen.items():
+        whole = [one for one in points if one["method"] == method and one["val_error_fold_2"] != ""]
+        errors = {one["trial"]: sum(one[f"val_error_fold_{fold}"] for fold in range(3)) for one in whole}
+        assert errors[row["trial"]] == min(errors.values())
+    tuning = [payload for payload, _ in ran.values() if payload["settings"].get("fold", 0) < 3]
+    assert tuning and all(payload["splits"] == ["train", "val"] for payload in tuning)
+    assert all(payload["settings"]["fraction"] == 0.9 for payload in tuning)
+    rates = {payload["settings"]["lr"] for payload, _ in ran.values() if payload["splits"] != ["train", "val"]}
+    assert rates == {2e-3, *(row["lr"] for row in chosen.values())}
 
 
 @pytest.mark.parametrize("name", ["fraction", "batch-size"])
-def test_updates_are_the_same_whatever_the_fraction_and_the_batch_size(name):
-    table = {one.name: one for one in SENTENCES}
-    dataset = replace(
-        data.load("digits"),
-        name="made up",
-        train_images=np.zeros((60_000, 1, 1), np.uint8),
-        train_labels=np.tile(np.arange(10, dtype=np.uint8), 6000),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sentences, "dataset_of", lambda config: dataset)
-        for sweep in table[name].sweeps:
-            for value in sweep.values:
-                sweep = sweep._replace(tuned="")
-                config = sentences.config_of(table[name], sweep, value, 3, SentencesOptions().config)
-                updates = config.epochs * math.ceil(config.fraction * 60_000 / config.batch_size - 1e-9)
-                assert abs(updates / 10_000 - 1) <= 0.051, (value, config.epochs)
-                assert getattr(config, sweep.axis) == value
+def test_updates_are_the_same_whatever_the_fraction_and_the_batch_size(monkeypatch, name):
+    (one,) = (one for one in SENTENCES if one.name == name)
+    labels = np.tile(np.arange(10, dtype=np.uint8), 6000)
+    dataset = replace(data.load("digits"), train_images=np.zeros((60_000, 1, 1), np.uint8), train_labels=labels)
+    monkeypatch.setattr(sentences, "dataset_of", lambda config: dataset)
+    for sweep, value in ((each, value) for each in one.sweeps for value in each.values):
+        config = sentences.config_of(one, sweep, value, 3, SentencesOptions().config)
+        updates = config.epochs * math.ceil(config.fraction * 60_000 / config.batch_size - 1e-9)
+        assert abs(updates / 10_000 - 1) <= 0.051 and getattr(config, sweep.axis) == value
 
 
-def test_epochs_of_the_table_give_way_to_the_command_line(tmp_path):
-    one = next(one for one in SENTENCES if one.name == "normalisation")
-    sweep = one.sweeps[0]
-    assert sentences.config_of(one, sweep, 0.1, 3, SentencesOptions().config).epochs == 300
-    quick = SentencesOptions(config=replace(planned.BASE, epochs=5))
-    assert sentences.config_of(one, sweep, 0.1, 3, quick.config).epochs == 5
-    quick, whole = (replace(options, studies_dir=str(tmp_path)) for options in (quick, SentencesOptions()))
-    assert sentences.results_folder(quick) != sentences.results_folder(whole)
+def test_epochs_of_the_table_give_way_to_the_command_line():
+    (one,) = (one for one in SENTENCES if one.name == "normalisation")
+    bases = (planned.BASE, replace(planned.BASE, epochs=5))
+    assert [sentences.config_of(one, one.sweeps[0], 0.1, 3, base).epochs for base in bases] == [300, 5]
 
 
 def test_epochs_to_a_cost():
@@ -147,94 +152,84 @@ def test_epochs_to_a_cost():
     assert sentences.epochs_to(0.1, curves((0, 2.3), (10, 1.0), (20, 0.01), (30, 1e-5))) == pytest.approx(15)
     assert sentences.epochs_to(0.1, curves((0, 2.3), (10, 0.2))) is None
     assert sentences.epochs_to(0.1, curves((0, 2.3), (10, 0.0))) < 10
+    assert sentences.epochs_to(0.1, curves((0, 0.05), (10, 0.01))) == 0
 
 
 # --- arguments
 
 
-def test_sentences_are_called_by_name_or_number():
-    assert (
-        [one.name for one in sentences.chosen("3")] == ["dropout"] == [one.name for one in sentences.chosen("dropout")]
-    )
-    assert len(sentences.chosen("")) == 7 and set(JUDGES) == {one.name for one in SENTENCES}
-
-
-def test_wrong_arguments_are_one_line(inline, capfd, tmp_path):
+def test_wrong_arguments(ran, capfd, tmp_path):
     def complaint(*arguments):
         return refused(capfd, sentences.main, *arguments, "--studies-dir", tmp_path)[1]
 
-    assert "there is no such sentence; allowed are number or name: 1 fraction" in complaint("8")
     assert "--rotate: sentence rotation sets its own" in complaint("6", "--rotate", 3)
-    assert "--norm: sentence batch-size sets its own" in complaint("5", "--norm", "batch")
-    assert "--seed: the folds are the first ones that compare" in complaint("5", "--seed", 1)
-    assert "--folds" in complaint("5", "--folds", 1)
+    assert "--norm: sentence batch-size sets its own" in complaint("batch-size", "--norm", "batch")
+    assert "--seed: the first folds that compare" in complaint("5", "--seed", 1)
     assert "--report: rebuilds" in refused(capfd, sentences.main, "3", "--report")[1]
-    assert not inline
+    for wrong in ("8", "--folds=1"):
+        with pytest.raises(SystemExit) as stop:
+            sentences.main([wrong])
+        assert stop.value.code == 2
+    assert not ran and list(JUDGES) == [one.name for one in sentences.chosen_sentences("all")]
 
 
-def test_without_results_a_report_is_one_line(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(sentences, "PUBLISHED", tmp_path / "none")
-    monkeypatch.setattr(compare, "PUBLISHED", tmp_path)
-    sentences.main(["--report"])
-    out = capsys.readouterr().out
-    assert out.count("\n") == 1 and "no results in" in out
-
-
-# --- the last sentence
+# --- what is published
 
 
 def test_combinations_are_read_off_the_results_of_compare(monkeypatch, tmp_path, capsys):
-    errors = {"baseline": 0.07, "dropout": 0.06, "L2": 0.065, "dropout + L2": 0.05}
+    errors = {PLAIN: 0.07, "dropout": 0.06, "L2": 0.065, "dropout + L2": 0.05}
     rows = [
-        {"method": m, "fold": fold, "error/val": e, "error/test": e + 1e-3 * (fold % 2)}
-        for (m, e), fold in itertools.product(errors.items(), range(3, 9))
+        {"method": m, "schedule": schedule, "fold": fold, "error/val": e, "error/test": e + 1e-3 * (fold % 2)}
+        for schedule, (m, e), fold in itertools.product(("constant", "one-cycle"), errors.items(), range(3, 10))
     ]
     report.write_csv(tmp_path / "results.csv", rows)
     found = [row for row in sentences.combinations(tmp_path / "results.csv") if row["fold"] == 4]
-    assert {row["method"]: row["effect"] for row in found} == pytest.approx(
-        {"better part": -0.01, "other part": -0.005, "sum of both": -0.015, "combination": -0.02}
-    )
-    assert {row["value"] for row in found} == {"dropout + L2"}
-    monkeypatch.setattr(compare, "PUBLISHED", tmp_path)
-    monkeypatch.setattr(sentences, "PUBLISHED", tmp_path / "own")
-    sentences.main(["--report"])
-    first = contents(tmp_path / "own")
-    assert "combination (7)  holds" in capsys.readouterr().out and len(first) == 5
-    sentences.main(["--report"])
-    assert contents(tmp_path / "own") == first
-    assert sentences.combinations(tmp_path / "nothing.csv") == []
+    assert {row["value"] for row in found} == {"dropout + L2 (constant)", "dropout + L2 (one-cycle)"}
+    expected = {"best part": -0.01, "other part": -0.005, "sum of both": -0.015, "combination": -0.02}
+    assert {row["method"]: row["effect"] for row in found} == pytest.approx(expected)
+    assert "combination.md" in report_on(monkeypatch, tmp_path / "own", results=tmp_path)
+    assert "| combination (7) | holds " in capsys.readouterr().out
 
-    folder = run(tmp_path / "studies", "combination")  # on other data than the published results are of
-    assert "combination: left out, since" in capsys.readouterr().out and not list(folder.iterdir())
-    place = tmp_path / "studies" / "compare" / folder.name.partition("_folds")[0]
-    shutil.copy(tmp_path / "results.csv", place)
-    assert (run(tmp_path / "studies", "combination") / "combination.csv").exists()
+    folder = launch(tmp_path / "studies", "combination")  # on other data than the published results are of
+    assert "combination: left out" in capsys.readouterr().out and not list(folder.iterdir())
+    shutil.copy(tmp_path / "results.csv", tmp_path / "studies" / "compare" / folder.name.partition("_folds")[0])
+    assert (launch(tmp_path / "studies", "combination") / "combination.csv").exists()
 
 
-def test_the_table_is_within_the_ranges_of_config():
-    for one in SENTENCES:
-        assert all(sweep.tuned in {"", *compare.METHODS} for sweep in one.sweeps)
-        for sweep in one.sweeps:
-            for value in sweep.values if sweep.axis not in sentences.OF_A_RUN else ():
-                Config(**(dict(sweep.settings) | {sweep.axis: value}))
+def test_files_of_an_earlier_version_stay_as_they_are(monkeypatch, tmp_path, capsys):
+    report_on(monkeypatch, tmp_path / "own")
+    assert capsys.readouterr().out.startswith("no results in ")
+    report.write_csv(tmp_path / "rotation.csv", [{"method": "baseline", "value": 0.0, "fold": 3, "error/test": 0.1}])
+    report.write_text(tmp_path / "rotation.md", "**A claim.** It holds with a condition: so be it.\n\n- more\n")
+    before = texts(tmp_path)
+    assert report_on(monkeypatch, tmp_path) == before
+    out = capsys.readouterr().out
+    assert "| rotation (6) | holds with a condition: so be it |" in out and "run python sentences.py rotation" in out
 
 
 def test_the_published_tables_follow_from_the_published_files(monkeypatch, tmp_path):
     """All but the last sentence's rows, which follow from those of compare.py."""
-    published = sentences.PUBLISHED
-    shutil.copytree(published, tmp_path / "copy", ignore=shutil.ignore_patterns("combination.*"))
-    monkeypatch.setattr(sentences, "PUBLISHED", tmp_path / "copy")
-    sentences.main(["--report"])
-    assert names_and_texts(tmp_path / "copy") == names_and_texts(published)
+    shutil.copytree(sentences.PUBLISHED, tmp_path / "copy")
+    before = texts(tmp_path / "copy")
+    assert report_on(monkeypatch, tmp_path / "copy") == before and len(before) > 7
 
 
 @pytest.mark.parametrize("one", [one for one in SENTENCES if one.sweeps], ids=lambda one: one.name)
-def test_the_names_of_ticks_do_not_hide_each_other(one):
-    path = sentences.PUBLISHED / f"{one.name}.csv"
+def test_values_are_allowed_and_their_names_do_not_hide_each_other(one):
+    rows = []
+    for sweep, fold in itertools.product(one.sweeps, (3, 4)):
+        assert sweep.tuned in {"", *compare.METHODS}
+        for place, value in enumerate(sweep.values, start=1):
+            if sweep.axis not in sentences.OF_A_RUN:
+                Config(**(dict(sweep.settings) | {sweep.axis: value}))
+            row = {"method": sweep.method, "axis": sweep.axis, "value": value, "fold": fold, "seconds": 10.0 * place}
+            row |= dict.fromkeys(
+                ("error/test", "rms", "small", "loss/train", "6 and 9", "epochs to cost"), place / fold
+            )
+            rows.append(row | {"images": 60_000 * value})
     with figures.reproducible_figures():
-        figure = sweeps.draw(one, sweeps.derived(report.read_csv(path)), figures.colours(list(compare.METHODS)))
+        figure = sweeps.draw_sentence(one, sweeps.derived(rows), figures.colours(list(compare.METHODS)))
         figure.canvas.draw()
-        for axis in figure.axes:
-            boxes = [text.get_window_extent() for text in axis.get_xticklabels() if text.get_text()]
-            assert len(boxes) > 2
-            assert all(a.x1 <= b.x0 for a, b in itertools.pairwise(boxes))
+    for axis in figure.axes:
+        boxes = [text.get_window_extent() for text in axis.get_xticklabels() if text.get_text()]
+        assert not axis.has_data() or (len(boxes) > 2 and all(a.x1 <= b.x0 for a, b in itertools.pairwise(boxes)))
