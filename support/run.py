@@ -56,7 +56,7 @@ class Progress:
 
 def identity_of(config, dataset, model: nn.Module) -> dict:
     """What tells a run from all others: settings, data, and names and shapes of what the network has learned."""
-    network = {name: list(values.shape) for name, values in model.state_dict().items()}
+    network = {name: list(values.shape) for name, values in model.named_parameters()}
     return json.loads(json.dumps(asdict(config) | {"data_sha256": dataset.sha256, "network": network}))
 
 
@@ -165,6 +165,8 @@ class RunFolder:
             if not self.result:
                 for half_written in self.path.glob(".*.tmp"):
                     half_written.unlink()
+                if any(not path.name.startswith(".") for path in self.path.iterdir()) and not self.begun():
+                    raise RunError(f"{self.path}: holds other things than a run; choose another --name")
                 write_json(self.path / "config.json", self.identity)
         except BaseException:
             self.lock.release()
@@ -173,6 +175,9 @@ class RunFolder:
 
     def __exit__(self, *_) -> None:
         self.lock.release()
+
+    def begun(self) -> bool:
+        return (self.path / "config.json").exists()
 
     def read(self) -> None:
         """Whose folder it is, and the result, if there is one."""
