@@ -118,7 +118,7 @@ def read_checkpoint(path: Path, identity: Mapping) -> dict:
 
 
 def damaged_file(path: Path) -> RunError:
-    return RunError(f"{path}: damaged, or no checkpoint of this script; delete it to begin the run anew")
+    return RunError(f"{path}: damaged; delete it to begin the run anew")
 
 
 def write_json(path: Path, value: Mapping) -> None:
@@ -165,7 +165,8 @@ class RunFolder:
             if not self.result:
                 for half_written in self.path.glob(".*.tmp"):
                     half_written.unlink()
-                if any(not path.name.startswith(".") for path in self.path.iterdir()) and not self.begun():
+                found = {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
+                if found and not found & {"config.json", "last.pt", "result.json"}:
                     raise RunError(f"{self.path}: holds other things than a run; choose another --name")
                 write_json(self.path / "config.json", self.identity)
         except BaseException:
@@ -175,9 +176,6 @@ class RunFolder:
 
     def __exit__(self, *_) -> None:
         self.lock.release()
-
-    def begun(self) -> bool:
-        return (self.path / "config.json").exists()
 
     def read(self) -> None:
         """Whose folder it is, and the result, if there is one."""
@@ -216,8 +214,8 @@ class RunFolder:
                 part.load_state_dict(checkpoint[name])
             set_random_state(streams, checkpoint["random"])
             return Progress(**checkpoint["progress"])
-        except (KeyError, TypeError, ValueError, RuntimeError):  # such as one of train_lightning.py's
-            raise damaged_file(path) from None
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            raise RunError(f"{path}: no checkpoint of this script; go on with the one that wrote it") from None
 
     def finish(self, result: dict) -> dict:
         """Writes result.json: the run is over."""

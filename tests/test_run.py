@@ -159,7 +159,7 @@ def test_a_checkpoint_that_lacks_something_or_is_none_is_one_line(tmp_path):
     for value, words in (
         (
             {"model": {}, "identity": IDENTITY},
-            "damaged, or no checkpoint of this script; delete it",
+            "no checkpoint of this script; go on with the one",
         ),
         ([1, 2], "does not say which run it belongs to"),
     ):
