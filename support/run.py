@@ -381,4 +381,5 @@ def summarize(result: Mapping, config, script: str) -> None:
         print(f"the cost was infinite or NaN after {result['step']} updates; try a lower --lr than {config.lr:g}")
     print(f"{result['status']} after {result['seconds']:.0f} s, kept in {result['folder']}")
     print(f"look at it:         tensorboard --logdir {shlex.quote(str(Path(result['folder']).parent))}")
+    print("its costs:          http://localhost:6006/?tagFilter=loss/&smoothing=0#timeseries")
     print(f"on another fold:    {command(replace(config, fold=(config.fold + 1) % data.FOLDS), script)}")
