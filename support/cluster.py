@@ -1,47 +1,59 @@
 """Runs and trials on Dask's workers: this command's own, or those of a cluster (`dask scheduler`, `dask worker`).
 
-    runs = run_all(function, payloads, folder, workers=2)  # each once; what is kept in folder is not run again
-    study = run_trials(objective, prepare, study, folder, trials=60, workers=2)
+    over = run_all(function, payloads, folder, workers=2)  # each once; what is kept in the folder is not run again
+    run_trials(objective, study, folder, trials=60, ...)  # of an Optuna study
 
-The command alone decides and keeps: one at a time in a folder, says a lock. A worker that dies is Dask's business: the
-task runs again on another one, in the same folder. A command that dies leaves trials that run; the next one takes them
-up. Workers on other machines see the same folders under the same names.
+The command alone decides and keeps, one in a folder at a time. A worker that dies is Dask's business: the run begins
+again on another one, in the same folder, and goes on from its checkpoint. A command that dies leaves what it has kept,
+and the same command goes on. Workers on other machines see the same folders under the same names.
 """
 
 import contextlib
 import hashlib
-import importlib
+import itertools
 import json
 import logging
-import math
 import multiprocessing.resource_tracker
+import os
+import pickle
 import re
 import signal
+import sys
+import threading
+import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import dask
 import optuna
-from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, wait
+from distributed import Client, Future, LocalCluster, Status, WorkerPlugin, get_worker, wait
+from distributed.comm import CommClosedError
 from distributed.utils import get_mp_context
 from filelock import FileLock, Timeout
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
 
 from support import shell
 from support.folder import write_json
 
-ERRORS = 3  # so many trials may raise before a search gives up
+ROOT = str(Path(__file__).resolve().parent.parent)
+ATTEMPTS = 3  # so many in a row may fail by no fault of their own before the command gives up
+FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
 SETTINGS = {
-    "distributed.worker.multiprocessing-method": "forkserver",
-    "distributed.scheduler.allowed-failures": 3,  # workers that may die of one task
+    "distributed.worker.multiprocessing-method": "forkserver" if FORKSERVER else "spawn",
     "distributed.worker.profile.enabled": False,
-    "distributed.comm.timeouts.connect": "10s",
-    "distributed.admin.tick.limit": "1h",  # says that the event loop was unresponsive
+    "distributed.scheduler.allowed-failures": 3,  # workers that may die of one run before Dask gives it back
 }
+# What a worker evaluates. The scheduler reads it as well, so there is not a word of ours in it to be imported there.
+TASK = "[path := __import__('sys').path, root in path or path.insert(0, root), __import__('pickle').loads(work)][-1]()"
+PROGRESS = {"disable": None, "dynamic_ncols": True}  # None: only on a terminal
+ONE_AT_A_TIME = threading.Lock()  # in a process, however many threads: PyTorch's random stream is the process's
 
 
 class StudyError(Exception):
@@ -49,7 +61,7 @@ class StudyError(Exception):
 
 
 class Failed(Exception):
-    """Raised by a function: its own fault, such as divergence; it is not tried again."""
+    """Raised by a function: its run's own fault, such as divergence, and final."""
 
 
 class Finished(NamedTuple):
@@ -57,195 +69,228 @@ class Finished(NamedTuple):
 
     result: Any  # what its function returned; None if it raised Failed
     reason: str  # of Failed, or empty
-    begun: str
+    begun: str  # date and time, ISO 8601 in UTC; of the attempt that counts
     ended: str
 
 
-# --- workers ---------------------------------------------------------------------------------------------------------
+# --- in a worker -----------------------------------------------------------------------------------------------------
 
 
 class Stop(WorkerPlugin):
-    """When the command ends, what still runs in its workers saves and stops."""
+    """When a worker is closed, what runs there saves and stops; a SIGTERM closes it, and Dask runs it elsewhere."""
 
     def setup(self, worker):
-        shell.STOP.clear()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        warnings.simplefilter("ignore")
+        if worker.nanny and threading.current_thread() is threading.main_thread():  # else `dask worker` handles it
+            leave = partial(worker.loop.add_callback_from_signal, worker.close_gracefully, restart=True)
+            signal.signal(signal.SIGTERM, lambda *_: leave())
 
     def teardown(self, worker):
         shell.STOP.set()
 
 
-@contextlib.contextmanager
-def connected(workers: int, scheduler: str, preload: Sequence[str]) -> Iterator[Client]:
-    """A client of the cluster at `scheduler`, or of one of this command's own."""
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    logging.getLogger("tornado").setLevel(logging.CRITICAL)
-    if scheduler:
-        try:
-            with dask.config.set(SETTINGS):
-                client = Client(scheduler, timeout=10)
-        except (OSError, ValueError) as error:
-            raise StudyError(f"--scheduler {scheduler}: out of reach ({shell.one_line(error)[:150]})") from None
-        with client:
+def attempt(function: Callable, what: Any, folder: Path) -> dict:
+    """What came of `function(what, folder)`; its state is STOPPED if it saved and stopped."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")  # that a step was reported before
+    now = partial(datetime.now, UTC)
+    worker, found = get_worker(), {"state": "STOPPED", "result": None, "reason": "", "begun": str(now())}
+    folder.mkdir(exist_ok=True)
+    busy = FileLock(folder / ".busy")  # a worker that the scheduler has lost may still be at work there
+    with contextlib.suppress(KeyboardInterrupt, Timeout), ONE_AT_A_TIME:
+        if "stop" not in worker.plugins:
+            worker.loop.add_callback(worker.plugin_add, Stop(), "stop")
+        with busy.acquire(poll_interval=0.2, cancel_check=shell.STOP.is_set):
             try:
-                client.wait_for_workers(1, timeout=60)
-                for module in preload:  # a worker that cannot import what it is sent ends, and nobody hears of it
-                    client.run(importlib.import_module, module)
-            except (ImportError, TimeoutError) as error:
-                raise StudyError(f"--scheduler {scheduler}: its workers: {shell.one_line(error)[:150]}") from None
-            yield client
-        return
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set(SETTINGS))
-        get_mp_context().set_forkserver_preload(["distributed", *preload])
-        multiprocessing.resource_tracker.ensure_running()  # it would unblock the signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for this process alone; children inherit
-        try:
-            cluster = LocalCluster(
-                n_workers=workers, threads_per_worker=1, memory_limit=0, host="127.0.0.1", dashboard_address="127.0.0.1:0",
-                silence_logs=logging.CRITICAL,
-            )  # fmt: skip
-            client = stack.enter_context(Client(stack.enter_context(cluster)))
-            client.register_plugin(Stop())
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        yield client
+                found |= {"result": function(what, folder), "state": "COMPLETE"}
+            except optuna.TrialPruned:
+                found["state"] = "PRUNED"
+            except Failed as failed:
+                found |= {"reason": shell.one_line(failed), "state": "FAIL"}
+    if worker.status == Status.running:  # it was only this run that had to stop
+        shell.STOP.clear()
+    return found | {"ended": str(now())}
+
+
+def stop_runs(keys: set[str], dask_worker) -> None:
+    if any(task.key in keys for task in dask_worker.state.executing):
+        shell.STOP.set()
+
+
+class Journal(JournalFileBackend):
+    """Optuna's journal, in which half a line at the end, left by a kill or a full disk, is never built on."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with self._lock, Path(self._file_path).open("r+b") as file:
+            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+            super().append_logs(logs)
+
+
+# --- in the command --------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
+    """Inside, no other command works in `folder`, which is made; StudyError if one does."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        lock.acquire()
+        with FileLock(folder / ".lock", timeout=0):
+            yield
     except Timeout:
         raise StudyError(f"{folder}: another command is at work here; wait until it has finished") from None
-    with lock:
-        lock.release()
-        yield
 
 
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+@contextlib.contextmanager
+def connected(workers: int, scheduler: str, preload: Sequence[str]) -> Iterator[tuple[Client, threading.Event]]:
+    """A client of the cluster at `scheduler`, or of one of this command's own; and what Ctrl-C and SIGTERM set.
 
-
-def attempt(function: Callable, what: Any, folder: Path) -> dict:
-    """In a worker: what came of `function(what, folder)`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".busy"):  # a worker that the scheduler has lost may still be at work there
-        found = {"result": None, "reason": "", "state": "COMPLETE", "begun": now()}
+    However often they come, they do no more, so that Dask is never cut off in the middle.
+    """
+    for name in ("distributed", "tornado", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    tqdm.set_lock(threading.RLock())  # its own is one of the system's, which a killed process leaves behind
+    stopped = threading.Event()
+    with dask.config.set(SETTINGS), contextlib.ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, lambda *_: stopped.set()))
         try:
-            found["result"] = function(what if not isinstance(what, tuple) else optuna.Trial(*what), folder)
-        except optuna.TrialPruned:
-            found["state"] = "PRUNED"
-        except Failed as failed:
-            found |= {"reason": shell.one_line(failed), "state": "FAIL"}
-        except KeyboardInterrupt:  # it has saved; in a thread of Dask's this would end the worker
-            raise RuntimeError("stopped") from None
-        return found | {"ended": now()}
+            place = scheduler or stack.enter_context(own_cluster(workers, preload))
+            client = stack.enter_context(Client(place, timeout=10))
+        except (OSError, ValueError, TypeError) as error:
+            raise StudyError(f"--scheduler {scheduler}: out of reach ({shell.one_line(error)[:150]})") from None
+        tqdm.write(f"the workers' own page: {client.dashboard_link}", file=sys.stderr)
+        yield client, stopped
 
 
-def outcome(future) -> dict | str:
-    """What `attempt` returned, or in one line why it did not."""
-    try:
-        return future.result()
-    except KilledWorker:
-        return "its workers were killed, again and again"
-    except Exception as error:
-        return f"{type(error).__name__}: {shell.one_line(error)[:300]}"
+def own_cluster(workers: int, preload: Sequence[str]) -> LocalCluster:
+    """Processes of one thread each. No port leaves the machine: Dask unpickles what it receives there."""
+    context = get_mp_context()  # before the next lines, which it and the tracker would undo
+    multiprocessing.resource_tracker.ensure_running()
+    if FORKSERVER:
+        context.set_forkserver_preload(["distributed", *preload])
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit it: Ctrl-C is for the command
+    ports = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    cluster = LocalCluster(workers, threads_per_worker=1, memory_limit=0, silence_logs=logging.CRITICAL, **ports)
+    if FORKSERVER:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    return cluster
 
 
-# --- planned runs ----------------------------------------------------------------------------------------------------
+def outcomes(function: Callable, jobs: Iterable[tuple[Any, Path]], *where) -> Iterator[tuple[Any, Path, dict]]:
+    """For each of `jobs`, pairs of what and folder, as they end: both, and what came of `function(what, folder)`.
+
+    A job is drawn when a worker is free for it. One that failed by no fault of its own is tried again at the end.
+    `where` is what `connected` wants.
+    """
+    jobs, running, failures = iter(jobs), {}, 0
+    if not (again := list(itertools.islice(jobs, 1))):
+        return
+    with connected(*where) as (client, stopped):
+        try:
+            while True:
+                slots = len(client.nthreads())
+                while len(running) < slots and (job := next(jobs, None) or (again and again.pop(0))):
+                    work = {"root": ROOT, "work": pickle.dumps(partial(attempt, function, *job))}
+                    running[client.submit(eval, TASK, work, key=f"{job[1].name}-{uuid.uuid4().hex}")] = job
+                if slots and not running:
+                    return
+                with contextlib.suppress(TimeoutError):  # a look now and then: for Ctrl-C, and for workers that join
+                    wait(list(running), timeout=0.5, return_when="FIRST_COMPLETED") if running else stopped.wait(0.5)
+                if stopped.is_set():
+                    raise KeyboardInterrupt("the same command goes on")
+                for future in [future for future in running if future.done()]:
+                    job, error = running.pop(future), future.exception()
+                    failures = failures + 1 if error else 0
+                    if failures == ATTEMPTS:
+                        hint = f" (its machine has to see {ROOT})" * isinstance(error, ImportError)
+                        reason = f"{type(error).__name__}: {shell.one_line(error)[:200]}{hint}"
+                        raise StudyError(f"{job[1].name}: {reason}; the same command goes on")
+                    if error or future.result()["state"] == "STOPPED":
+                        again.append(job)
+                    else:
+                        yield *job, future.result()
+        except (CancelledError, CommClosedError):
+            running.clear()
+            raise StudyError("the scheduler is lost; when it is back, the same command goes on") from None
+        finally:
+            if where[1] and running:  # workers of this command's own are closed, and stop for that
+                client.run(stop_runs, {future.key for future in running}, on_error="ignore")
+                with contextlib.suppress(TimeoutError, CancelledError):
+                    wait(list(running), timeout=5)
+
+
+def digest(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# --- what drivers call -----------------------------------------------------------------------------------------------
 
 
 def run_all(
-    function: Callable[[dict, Path], Any],
-    payloads: Sequence[dict],
-    folder: Path,
-    *,
-    workers: int = 2,
-    scheduler: str = "",
-    label: Callable[[dict], str] = lambda _: "",
-    preload: Sequence[str] = (),
-) -> list[Finished]:
-    """`function(payload, its folder)` for each payload, in order; each result is kept, and that run never again."""
-    places = [planned_folder(folder, payload, label(payload)) for payload in payloads]
-    kept = {place: place.with_name(f"{place.name}.json") for place in places}
+    function: Callable[[dict, Path], Any], payloads: Sequence[dict], folder: Path, *, workers: int = 2,
+    scheduler: str = "", label: Callable[[dict], str] = lambda _: "", preload: Sequence[str] = (),
+) -> list[Finished]:  # fmt: skip
+    """`function(payload, folder of its own)` once for each payload, over all commands ever; in order.
+
+    A payload is a dictionary that JSON can hold; what is not in it does not tell two runs apart. What the function
+    returns JSON can hold as well, and is kept in its folder. It must not live in `__main__`: workers import it.
+    `label(payload)` makes the folder's name readable. `preload` names modules that workers begin with.
+
+    Raises StudyError if another command is at work in `folder`, if runs keep failing by no fault of their own, or if
+    the scheduler is lost; KeyboardInterrupt, once all runs have saved and stopped, for Ctrl-C and SIGTERM.
+    """
+    names = [re.sub(r"[^\w=.+]+", "-", label(payload)).strip("-.") + f"-{digest(payload)}" for payload in payloads]
+    kept = [folder.resolve() / "runs" / name.lstrip("-") / "kept.json" for name in names]
     with alone(folder):
-        missing = {place: payload for place, payload in zip(places, payloads, strict=True) if not kept[place].exists()}
-        errors = []
-        bar = tqdm(total=len(kept), initial=len(kept) - len(missing), disable=None, dynamic_ncols=True)
-        with connected(workers, scheduler, preload) if missing else contextlib.nullcontext() as client, bar:
-            todo = {client.submit(attempt, function, payload, place, pure=False): place
-                    for place, payload in missing.items()}  # fmt: skip
-            while todo:
-                for future in wait(list(todo), return_when="FIRST_COMPLETED").done:
-                    place = todo.pop(future)
-                    found = outcome(future)
-                    if isinstance(found, str):
-                        errors.append(f"{place}: {found}")
-                    else:
-                        write_json(kept[place], {"payload": missing[place]} | found)
-                    bar.update()
-    if errors:
-        raise StudyError(f"{len(errors)} of {len(kept)} runs failed, the first one, {errors[0]}")
-    found = [json.loads(kept[place].read_text()) for place in places]
-    return [Finished(one["result"], one["reason"], one["begun"], one["ended"]) for one in found]
-
-
-def planned_folder(folder: Path, payload: dict, label: str = "") -> Path:
-    digest = hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:12]
-    words = re.sub(r"[^\w+]+", "-", label).strip("-")
-    return folder.resolve() / "runs" / f"{words}-{digest}".lstrip("-")
-
-
-# --- a search --------------------------------------------------------------------------------------------------------
+        (folder / "runs").mkdir(exist_ok=True)
+        jobs = {path: (payload, path.parent) for path, payload in zip(kept, payloads, strict=True) if not path.exists()}
+        ended = outcomes(function, jobs.values(), workers, scheduler, preload)
+        with (
+            tqdm(total=len(set(kept)), initial=len(set(kept)) - len(jobs), **PROGRESS) as bar,
+            contextlib.closing(ended),
+        ):
+            for payload, place, found in ended:
+                write_json(place / "kept.json", {"payload": payload} | found)
+                bar.update()
+        over = [json.loads(path.read_text()) for path in kept]
+    return [Finished(*(one[name] for name in Finished._fields)) for one in over]
 
 
 def run_trials(
-    objective: Callable[[optuna.Trial, Path], float],
-    prepare: Callable[[optuna.Trial], Any],
-    study: optuna.Study,
-    folder: Path,
-    *,
-    trials: int,
-    workers: int = 2,
-    scheduler: str = "",
-    preload: Sequence[str] = (),
-    describe: Callable[[optuna.Study], str] = lambda _: "",
-) -> None:
-    """Finishes so many trials of `study`, whose storage workers can open as well; those that run are gone on with.
+    objective: Callable[[optuna.Trial, Path], float], study: optuna.Study, folder: Path, *, trials: int,
+    settings_of: Callable[[optuna.Trial], dict], open_study: Callable[[], optuna.Study], workers: int = 2,
+    scheduler: str = "", describe: Callable[[optuna.Study], str] = lambda _: "", preload: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Trials until so many of `study` are finished: complete, pruned, or failed with user_attrs["reason"].
 
-    `prepare(trial)` asks the sampler for all that `objective(trial, folder)` is going to ask for.
+    Those that a command that died has left RUNNING come first, under their numbers, and with what they had drawn.
+    `settings_of(trial)` asks the sampler, in this process, for all that `objective(trial, folder)` is going to ask for;
+    it returns what tells the trial's run from all others. `open_study()` is called in a worker. The rest is as in
+    `run_all`, whose lock `alone` the caller holds.
     """
-    todo, errors, begun = {}, [], [trial for trial in study.trials if trial.state == TrialState.RUNNING]
-    remote = optuna.Study(study.study_name, study._storage, pruner=study.pruner)  # the sampler stays here
-    left = trials - sum(trial.state.is_finished() for trial in study.trials)
-    bar = tqdm(total=trials, initial=trials - left, disable=None, dynamic_ncols=True)
-    with connected(workers, scheduler, preload) if left > 0 else contextlib.nullcontext() as client, bar:
-        while left > 0:
-            while len(todo) < min(left, max(1, sum(client.nthreads().values()))):
-                trial = optuna.Trial(study, begun.pop(0)._trial_id) if begun else study.ask()
-                prepare(trial)
-                place = (folder / "runs" / f"trial-{trial.number:04d}").resolve()
-                todo[client.submit(attempt, objective, (remote, trial._trial_id), place, pure=False)] = trial
-            with contextlib.suppress(TimeoutError):  # now and then: workers may have come
-                wait(list(todo), timeout=2, return_when="FIRST_COMPLETED")
-            for future in [future for future in todo if future.done()]:
-                trial, found = todo.pop(future), outcome(future)
-                if isinstance(found, dict) and found["result"] is not None and math.isnan(found["result"]):
-                    found |= {"state": "FAIL", "reason": "its cost is not a number"}
-                if isinstance(found, str):
-                    errors.append(f"trial {trial.number}: {found}")
-                    begun.append(trial)
-                    if len(errors) == ERRORS:
-                        raise StudyError(errors[-1])
-                    continue
-                if found["reason"]:
-                    trial.set_user_attr("reason", found["reason"])
-                study.tell(trial.number, found["result"] if found["state"] == "COMPLETE" else None,
-                           TrialState[found["state"]])  # fmt: skip
-                left -= 1
-                bar.update()
-                bar.set_postfix_str(describe(study))
+    (folder / "runs").mkdir(exist_ok=True)
+    begun = [trial for trial in study.trials if trial.state == TrialState.RUNNING]
+    left = max(trials - sum(trial.state.is_finished() for trial in study.trials), 0)
+    asked: dict[int, optuna.Trial] = {}  # by number
+
+    def jobs() -> Iterator[tuple[int, Path]]:
+        for index in range(left):
+            trial = optuna.Trial(study, begun[index]._trial_id) if index < len(begun) else study.ask()
+            asked[trial.number] = trial
+            yield trial.number, folder.resolve() / f"runs/trial-{trial.number:04d}-{digest(settings_of(trial))}"
+
+    function = partial(run_trial, objective=objective, open_study=open_study)
+    ended = outcomes(function, jobs(), workers, scheduler, preload)
+    with tqdm(total=trials, initial=trials - left, **PROGRESS) as bar, contextlib.closing(ended):
+        for number, _, found in ended:
+            if found["reason"]:
+                asked[number].set_user_attr("reason", found["reason"])
+            study.tell(number, found["result"], TrialState[found["state"]])
+            bar.update()
+            bar.set_postfix_str(describe(study))
+
+
+def run_trial(number: int, folder: Path, objective: Callable, open_study: Callable[[], optuna.Study]) -> float:
+    study = open_study()
+    return float(objective(optuna.Trial(study, study.trials[number]._trial_id), folder))
