@@ -10,11 +10,9 @@ and the same command goes on. Workers on other machines see the same folders und
 
 import contextlib
 import hashlib
-import itertools
 import json
 import logging
 import multiprocessing.resource_tracker
-import os
 import pickle
 import re
 import signal
@@ -22,7 +20,7 @@ import sys
 import threading
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from datetime import UTC, datetime
 from functools import partial
@@ -31,16 +29,15 @@ from typing import Any, NamedTuple
 
 import dask
 import optuna
-from distributed import Client, Future, LocalCluster, Status, WorkerPlugin, get_worker, wait
+from distributed import Client, LocalCluster, WorkerPlugin, get_worker, wait
 from distributed.comm import CommClosedError
 from distributed.utils import get_mp_context
 from filelock import FileLock, Timeout
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
 from tqdm.auto import tqdm
 
 from support import shell
-from support.folder import write_json
+from support.run import read_json, write_json
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 ATTEMPTS = 3  # so many in a row may fail by no fault of their own before the command gives up
@@ -52,7 +49,6 @@ SETTINGS = {
 }
 # What a worker evaluates. The scheduler reads it as well, so there is not a word of ours in it to be imported there.
 TASK = "[path := __import__('sys').path, root in path or path.insert(0, root), __import__('pickle').loads(work)][-1]()"
-PROGRESS = {"disable": None, "dynamic_ncols": True}  # None: only on a terminal
 ONE_AT_A_TIME = threading.Lock()  # in a process, however many threads: PyTorch's random stream is the process's
 
 
@@ -92,8 +88,7 @@ def attempt(function: Callable, what: Any, folder: Path) -> dict:
     """What came of `function(what, folder)`; its state is STOPPED if it saved and stopped."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")  # that a step was reported before
-    now = partial(datetime.now, UTC)
-    worker, found = get_worker(), {"state": "STOPPED", "result": None, "reason": "", "begun": str(now())}
+    worker, found = get_worker(), {"state": "STOPPED", "result": None, "reason": "", "begun": now()}
     folder.mkdir(exist_ok=True)
     busy = FileLock(folder / ".busy")  # a worker that the scheduler has lost may still be at work there
     with contextlib.suppress(KeyboardInterrupt, Timeout), ONE_AT_A_TIME:
@@ -106,14 +101,16 @@ def attempt(function: Callable, what: Any, folder: Path) -> dict:
                 found["state"] = "PRUNED"
             except Failed as failed:
                 found |= {"reason": shell.one_line(failed), "state": "FAIL"}
-    if worker.status == Status.running:  # it was only this run that had to stop
-        shell.STOP.clear()
-    return found | {"ended": str(now())}
+    return found | {"ended": now()}
 
 
-def stop_runs(keys: set[str], dask_worker) -> None:
-    if any(task.key in keys for task in dask_worker.state.executing):
-        shell.STOP.set()
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def run_trial(number: int, folder: Path, objective: Callable, open_study: Callable[[], optuna.Study]) -> float:
+    study = open_study()
+    return float(objective(optuna.Trial(study, study.trials[number]._trial_id), folder))
 
 
 class Journal(JournalFileBackend):
@@ -121,7 +118,7 @@ class Journal(JournalFileBackend):
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         with self._lock, Path(self._file_path).open("r+b") as file:
-            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
+            if file.seek(0, 2) and (file.seek(-1, 2), file.read())[1] != b"\n":
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
             super().append_logs(logs)
@@ -143,14 +140,11 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def connected(workers: int, scheduler: str, preload: Sequence[str]) -> Iterator[tuple[Client, threading.Event]]:
-    """A client of the cluster at `scheduler`, or of one of this command's own; and what Ctrl-C and SIGTERM set.
-
-    However often they come, they do no more, so that Dask is never cut off in the middle.
-    """
+    """A client of the cluster at `scheduler` or of one's own, and what Ctrl-C and SIGTERM set, however often."""
     for name in ("distributed", "tornado", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     tqdm.set_lock(threading.RLock())  # its own is one of the system's, which a killed process leaves behind
-    stopped = threading.Event()
+    stopped = threading.Event()  # and nothing is raised: Dask must not be cut off in the middle
     with dask.config.set(SETTINGS), contextlib.ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, lambda *_: stopped.set()))
@@ -158,7 +152,7 @@ def connected(workers: int, scheduler: str, preload: Sequence[str]) -> Iterator[
             place = scheduler or stack.enter_context(own_cluster(workers, preload))
             client = stack.enter_context(Client(place, timeout=10))
         except (OSError, ValueError, TypeError) as error:
-            raise StudyError(f"--scheduler {scheduler}: out of reach ({shell.one_line(error)[:150]})") from None
+            raise StudyError(f"{scheduler or 'workers'}: out of reach ({shell.one_line(error)[:150]})") from None
         tqdm.write(f"the workers' own page: {client.dashboard_link}", file=sys.stderr)
         yield client, stopped
 
@@ -177,24 +171,23 @@ def own_cluster(workers: int, preload: Sequence[str]) -> LocalCluster:
     return cluster
 
 
-def outcomes(function: Callable, jobs: Iterable[tuple[Any, Path]], *where) -> Iterator[tuple[Any, Path, dict]]:
-    """For each of `jobs`, pairs of what and folder, as they end: both, and what came of `function(what, folder)`.
+def finish(function: Callable, jobs: Iterator[tuple[Any, Path]], keep: Callable, left: int, total: int, *where) -> None:
+    """Calls `keep(what, folder, what came of function(what, folder))` for each of the `left` jobs, (what, folder).
 
     A job is drawn when a worker is free for it. One that failed by no fault of its own is tried again at the end.
-    `where` is what `connected` wants.
+    `keep` returns what is shown beside the progress. `where` is what `connected` wants.
     """
-    jobs, running, failures = iter(jobs), {}, 0
-    if not (again := list(itertools.islice(jobs, 1))):
+    if not left:
         return
-    with connected(*where) as (client, stopped):
+    again, running, failures = [], {}, 0
+    bar = tqdm(total=total, initial=total - left, disable=None, dynamic_ncols=True)  # on a terminal
+    with bar, connected(*where) as (client, stopped):
         try:
-            while True:
+            while left:
                 slots = len(client.nthreads())
                 while len(running) < slots and (job := next(jobs, None) or (again and again.pop(0))):
                     work = {"root": ROOT, "work": pickle.dumps(partial(attempt, function, *job))}
                     running[client.submit(eval, TASK, work, key=f"{job[1].name}-{uuid.uuid4().hex}")] = job
-                if slots and not running:
-                    return
                 with contextlib.suppress(TimeoutError):  # a look now and then: for Ctrl-C, and for workers that join
                     wait(list(running), timeout=0.5, return_when="FIRST_COMPLETED") if running else stopped.wait(0.5)
                 if stopped.is_set():
@@ -208,23 +201,16 @@ def outcomes(function: Callable, jobs: Iterable[tuple[Any, Path]], *where) -> It
                         raise StudyError(f"{job[1].name}: {reason}; the same command goes on")
                     if error or future.result()["state"] == "STOPPED":
                         again.append(job)
-                    else:
-                        yield *job, future.result()
+                        continue
+                    bar.set_postfix_str(keep(*job, future.result()) or "", refresh=False)
+                    bar.update()
+                    left -= 1
         except (CancelledError, CommClosedError):
-            running.clear()
             raise StudyError("the scheduler is lost; when it is back, the same command goes on") from None
-        finally:
-            if where[1] and running:  # workers of this command's own are closed, and stop for that
-                client.run(stop_runs, {future.key for future in running}, on_error="ignore")
-                with contextlib.suppress(TimeoutError, CancelledError):
-                    wait(list(running), timeout=5)
 
 
 def digest(value: dict) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
-# --- what drivers call -----------------------------------------------------------------------------------------------
 
 
 def run_all(
@@ -242,18 +228,15 @@ def run_all(
     """
     names = [re.sub(r"[^\w=.+]+", "-", label(payload)).strip("-.") + f"-{digest(payload)}" for payload in payloads]
     kept = [folder.resolve() / "runs" / name.lstrip("-") / "kept.json" for name in names]
+
+    def keep(payload: dict, place: Path, found: dict) -> None:
+        write_json(place / "kept.json", {"payload": payload} | found)
+
     with alone(folder):
         (folder / "runs").mkdir(exist_ok=True)
         jobs = {path: (payload, path.parent) for path, payload in zip(kept, payloads, strict=True) if not path.exists()}
-        ended = outcomes(function, jobs.values(), workers, scheduler, preload)
-        with (
-            tqdm(total=len(set(kept)), initial=len(set(kept)) - len(jobs), **PROGRESS) as bar,
-            contextlib.closing(ended),
-        ):
-            for payload, place, found in ended:
-                write_json(place / "kept.json", {"payload": payload} | found)
-                bar.update()
-        over = [json.loads(path.read_text()) for path in kept]
+        finish(function, iter(jobs.values()), keep, len(jobs), len(set(kept)), workers, scheduler, preload)
+        over = [read_json(path) for path in kept]
     return [Finished(*(one[name] for name in Finished._fields)) for one in over]
 
 
@@ -270,27 +253,19 @@ def run_trials(
     `run_all`, whose lock `alone` the caller holds.
     """
     (folder / "runs").mkdir(exist_ok=True)
-    begun = [trial for trial in study.trials if trial.state == TrialState.RUNNING]
+    begun = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.RUNNING]
     left = max(trials - sum(trial.state.is_finished() for trial in study.trials), 0)
-    asked: dict[int, optuna.Trial] = {}  # by number
 
     def jobs() -> Iterator[tuple[int, Path]]:
         for index in range(left):
             trial = optuna.Trial(study, begun[index]._trial_id) if index < len(begun) else study.ask()
-            asked[trial.number] = trial
             yield trial.number, folder.resolve() / f"runs/trial-{trial.number:04d}-{digest(settings_of(trial))}"
 
+    def keep(number: int, _, found: dict) -> str:
+        if found["reason"]:
+            study._storage.set_trial_user_attr(study.trials[number]._trial_id, "reason", found["reason"])
+        study.tell(number, found["result"], optuna.trial.TrialState[found["state"]])
+        return describe(study)
+
     function = partial(run_trial, objective=objective, open_study=open_study)
-    ended = outcomes(function, jobs(), workers, scheduler, preload)
-    with tqdm(total=trials, initial=trials - left, **PROGRESS) as bar, contextlib.closing(ended):
-        for number, _, found in ended:
-            if found["reason"]:
-                asked[number].set_user_attr("reason", found["reason"])
-            study.tell(number, found["result"], TrialState[found["state"]])
-            bar.update()
-            bar.set_postfix_str(describe(study))
-
-
-def run_trial(number: int, folder: Path, objective: Callable, open_study: Callable[[], optuna.Study]) -> float:
-    study = open_study()
-    return float(objective(optuna.Trial(study, study.trials[number]._trial_id), folder))
+    finish(function, jobs(), keep, left, trials, workers, scheduler, preload)
