@@ -1,11 +1,10 @@
 """Runs and trials on Dask's workers: this command's own, or those of a cluster (`dask scheduler`, `dask worker`).
 
     over = run_all(function, payloads, folder, workers=2)  # each once; what is kept in the folder is not run again
-    run_trials(objective, study, folder, trials=60, ...)  # of an Optuna study
 
 The command alone decides and keeps, one in a folder at a time. A worker that dies is Dask's business: the run begins
-again on another one, in the same folder, and goes on from its checkpoint. A command that dies leaves what it has kept,
-and the same command goes on. Workers on other machines see the same folders under the same names.
+again on another one, and goes on from its checkpoint. After a command that died the same command goes on. Workers on
+other machines see the same folders under the same names.
 """
 
 import contextlib
@@ -49,6 +48,7 @@ SETTINGS = {
 }
 # What a worker evaluates. The scheduler reads it as well, so there is not a word of ours in it to be imported there.
 TASK = "[path := __import__('sys').path, root in path or path.insert(0, root), __import__('pickle').loads(work)][-1]()"
+now = partial(datetime.now, UTC)
 ONE_AT_A_TIME = threading.Lock()  # in a process, however many threads: PyTorch's random stream is the process's
 
 
@@ -63,13 +63,10 @@ class Failed(Exception):
 class Finished(NamedTuple):
     """A planned run that is over."""
 
-    result: Any  # what its function returned; None if it raised Failed
+    result: Any  # None if its function raised Failed
     reason: str  # of Failed, or empty
     begun: str  # date and time, ISO 8601 in UTC; of the attempt that counts
     ended: str
-
-
-# --- in a worker -----------------------------------------------------------------------------------------------------
 
 
 class Stop(WorkerPlugin):
@@ -86,9 +83,8 @@ class Stop(WorkerPlugin):
 
 def attempt(function: Callable, what: Any, folder: Path) -> dict:
     """What came of `function(what, folder)`; its state is STOPPED if it saved and stopped."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore")  # that a step was reported before
-    worker, found = get_worker(), {"state": "STOPPED", "result": None, "reason": "", "begun": now()}
+    be_quiet()
+    worker, found = get_worker(), {"state": "STOPPED", "result": None, "reason": "", "begun": f"{now():%FT%TZ}"}
     folder.mkdir(exist_ok=True)
     busy = FileLock(folder / ".busy")  # a worker that the scheduler has lost may still be at work there
     with contextlib.suppress(KeyboardInterrupt, Timeout), ONE_AT_A_TIME:
@@ -101,11 +97,15 @@ def attempt(function: Callable, what: Any, folder: Path) -> dict:
                 found["state"] = "PRUNED"
             except Failed as failed:
                 found |= {"reason": shell.one_line(failed), "state": "FAIL"}
-    return found | {"ended": now()}
+    return found | {"ended": f"{now():%FT%TZ}"}
 
 
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def be_quiet() -> None:
+    """Of what Dask, Optuna and Python say, nothing is news: what matters is one line at the end."""
+    logging.disable()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")  # that a step was reported before, that something is experimental
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's, which a killed process leaves behind
 
 
 def run_trial(number: int, folder: Path, objective: Callable, open_study: Callable[[], optuna.Study]) -> float:
@@ -124,9 +124,6 @@ class Journal(JournalFileBackend):
             super().append_logs(logs)
 
 
-# --- in the command --------------------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Inside, no other command works in `folder`, which is made; StudyError if one does."""
@@ -141,9 +138,7 @@ def alone(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def connected(workers: int, scheduler: str, preload: Sequence[str]) -> Iterator[tuple[Client, threading.Event]]:
     """A client of the cluster at `scheduler` or of one's own, and what Ctrl-C and SIGTERM set, however often."""
-    for name in ("distributed", "tornado", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    tqdm.set_lock(threading.RLock())  # its own is one of the system's, which a killed process leaves behind
+    be_quiet()
     stopped = threading.Event()  # and nothing is raised: Dask must not be cut off in the middle
     with dask.config.set(SETTINGS), contextlib.ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -174,8 +169,8 @@ def own_cluster(workers: int, preload: Sequence[str]) -> LocalCluster:
 def finish(function: Callable, jobs: Iterator[tuple[Any, Path]], keep: Callable, left: int, total: int, *where) -> None:
     """Calls `keep(what, folder, what came of function(what, folder))` for each of the `left` jobs, (what, folder).
 
-    A job is drawn when a worker is free for it. One that failed by no fault of its own is tried again at the end.
-    `keep` returns what is shown beside the progress. `where` is what `connected` wants.
+    A job is drawn when a worker is free. One that failed by no fault of its own is tried again at the end. `keep`
+    returns what is shown beside the progress. `where` is what `connected` wants.
     """
     if not left:
         return
@@ -194,17 +189,16 @@ def finish(function: Callable, jobs: Iterator[tuple[Any, Path]], keep: Callable,
                     raise KeyboardInterrupt("the same command goes on")
                 for future in [future for future in running if future.done()]:
                     job, error = running.pop(future), future.exception()
-                    failures = failures + 1 if error else 0
-                    if failures == ATTEMPTS:
+                    if (failures := failures + 1 if error else 0) == ATTEMPTS:
                         hint = f" (its machine has to see {ROOT})" * isinstance(error, ImportError)
                         reason = f"{type(error).__name__}: {shell.one_line(error)[:200]}{hint}"
                         raise StudyError(f"{job[1].name}: {reason}; the same command goes on")
                     if error or future.result()["state"] == "STOPPED":
                         again.append(job)
-                        continue
-                    bar.set_postfix_str(keep(*job, future.result()) or "", refresh=False)
-                    bar.update()
-                    left -= 1
+                    else:
+                        left -= 1
+                        bar.set_postfix_str(keep(*job, future.result()) or "", refresh=False)
+                        bar.update()
         except (CancelledError, CommClosedError):
             raise StudyError("the scheduler is lost; when it is back, the same command goes on") from None
 
@@ -219,19 +213,15 @@ def run_all(
 ) -> list[Finished]:  # fmt: skip
     """`function(payload, folder of its own)` once for each payload, over all commands ever; in order.
 
-    A payload is a dictionary that JSON can hold; what is not in it does not tell two runs apart. What the function
-    returns JSON can hold as well, and is kept in its folder. It must not live in `__main__`: workers import it.
-    `label(payload)` makes the folder's name readable. `preload` names modules that workers begin with.
+    Payloads and what the function returns JSON can hold; two runs differ in their payloads, or are one. Workers import
+    the function, so it must not live in `__main__`, and begin with the modules `preload`. `label` is for the eye.
 
     Raises StudyError if another command is at work in `folder`, if runs keep failing by no fault of their own, or if
-    the scheduler is lost; KeyboardInterrupt, once all runs have saved and stopped, for Ctrl-C and SIGTERM.
+    the scheduler is lost; KeyboardInterrupt for Ctrl-C and SIGTERM, once all that runs here has saved and stopped.
     """
     names = [re.sub(r"[^\w=.+]+", "-", label(payload)).strip("-.") + f"-{digest(payload)}" for payload in payloads]
     kept = [folder.resolve() / "runs" / name.lstrip("-") / "kept.json" for name in names]
-
-    def keep(payload: dict, place: Path, found: dict) -> None:
-        write_json(place / "kept.json", {"payload": payload} | found)
-
+    keep = lambda payload, place, found: write_json(place / "kept.json", {"payload": payload} | found)  # noqa: E731
     with alone(folder):
         (folder / "runs").mkdir(exist_ok=True)
         jobs = {path: (payload, path.parent) for path, payload in zip(kept, payloads, strict=True) if not path.exists()}
@@ -248,9 +238,8 @@ def run_trials(
     """Trials until so many of `study` are finished: complete, pruned, or failed with user_attrs["reason"].
 
     Those that a command that died has left RUNNING come first, under their numbers, and with what they had drawn.
-    `settings_of(trial)` asks the sampler, in this process, for all that `objective(trial, folder)` is going to ask for;
-    it returns what tells the trial's run from all others. `open_study()` is called in a worker. The rest is as in
-    `run_all`, whose lock `alone` the caller holds.
+    `settings_of(trial)` asks the sampler, in this process, for all that `objective` will ask for, and tells the trial's
+    run from all others. Workers call `open_study()`. The rest is as in `run_all`; the caller holds `alone`.
     """
     (folder / "runs").mkdir(exist_ok=True)
     begun = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.RUNNING]
