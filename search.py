@@ -180,17 +180,12 @@ def search(options: SearchOptions) -> optuna.Study:
             raise StudyError(f"study {options.study}: begun with {other}; take another name, or its settings")
         study.set_user_attr("settings", settings)
         cluster.run_trials(
-            partial(objective, options=options),
-            study,
-            options.folder,
-            trials=options.trials,
+            partial(objective, options=options), study, options.folder, trials=options.trials,
             settings_of=lambda trial: settings | asdict(suggest(trial, options.config, options.searched)),
-            open_study=partial(open_study, options),
-            workers=options.workers,
-            scheduler=options.scheduler,
-            describe=lambda study: f"best cost {trials[0].value:.4f}" if (trials := ranked(study)) else "",
+            open_study=partial(open_study, options), workers=options.workers, scheduler=options.scheduler,
+            describe=lambda study: f"best cost {best[0].value:.4f}" if (best := ranked(study)) else "",
             preload=["search"],
-        )
+        )  # fmt: skip
     return study
 
 
@@ -263,11 +258,9 @@ def report_lines(study: optuna.Study, options: SearchOptions) -> list[str]:
     lines += [f"## The best: trial {best.number}, validation cost {best.value:.4f}", ""]
     lines += ["```sh", command(replace(config, histograms=Config.histograms)), "```", ""]
     for name, one in best.distributions.items():
-        if isinstance(one, optuna.distributions.FloatDistribution):
-            value = best.params[name]
-            if statistics.at_border(value, one.low, one.high, one.log):
-                lines += [f"**Warning:** {name} {value:.3g}, in {one.low:g} to {one.high:g}: at the border of its range; "
-                          "a wider one may hold a better value.", ""]  # fmt: skip
+        if name in SPACE and statistics.at_border(best.params[name], one.low, one.high, one.log):
+            lines += [f"**Warning:** {name} {best.params[name]:.3g} is at the border of its range, {one.low:g} to "
+                      f"{one.high:g}; a wider one may hold a better value.", ""]  # fmt: skip
     rows = []
     for trial in complete[:10]:
         used = {name: value for name, value in trial.params.items() if not name.startswith("use_")}
@@ -278,65 +271,38 @@ def report_lines(study: optuna.Study, options: SearchOptions) -> list[str]:
     if failed:
         rows = [[str(trial.number), trial.user_attrs["reason"]] for trial in failed]
         lines += ["## Failed trials", "", *report.markdown_table(["trial", "reason"], rows), ""]
-    if (options.folder / "confirmed.csv").exists():
-        lines += confirmation_lines(report.read_csv(options.folder / "confirmed.csv"))
-    return lines
+    confirmed = options.folder / "confirmed.csv"
+    return lines + (confirmation_lines(report.read_csv(confirmed)) if confirmed.exists() else [])
 
 
 def confirmation_lines(rows: list[dict]) -> list[str]:
-    groups = statistics.runs_by_method(rows)
-    errors = {method: [row["error/test"] for row in runs] for method, runs in groups.items()}
-    (pair,) = statistics.tested([statistics.paired_differences(*reversed(errors.values()))])
-    cells = []
-    for method, runs in groups.items():
+    groups, cells = statistics.runs_by_method(rows), []
+    errors = [[row["error/test"] for row in runs] for runs in groups.values()]
+    pairs = [None, *statistics.tested([statistics.paired_differences(*reversed(errors))])]
+    for (method, runs), pair in zip(groups.items(), pairs, strict=True):
         cost, half = statistics.mean_and_interval([row["loss/val"] for row in runs])
         percent = (report.in_percent([row[f"error/{split}"] for row in runs]) for split in ("val", "test"))
-        cells.append(
-            [method, f"{cost:.4f} ± {half:.4f}", *percent, *report.difference_cells(pair if method != GIVEN else None)]
-        )
+        cells.append([method, f"{cost:.4f} ± {half:.4f}", *percent, *report.difference_cells(pair)])
     header = ["", "validation cost", "val error %", "test error %", *report.DIFFERENCE_HEADER]
-    folds = [row["fold"] for row in groups[GIVEN]]
-    diverged = sum(row["status"] == "diverged" for row in rows)
-    return [
-        f"## Confirmed on folds {folds[0]} to {folds[-1]}, which the search never saw",
-        "",
-        *report.markdown_table(header, cells),
-        "",
-        "Each run at its lowest validation cost, the one on fold k with seed k: mean over the folds and its 95 % "
-        f"interval. {report.VERDICT_NOTE}" + (f" {diverged} of {len(rows)} runs diverged." if diverged else ""),
-        "",
-    ]
+    note = "Each run at its lowest validation cost, the one on fold k with seed k: mean over the folds and its 95 % "
+    note += f"interval. {sum(row['status'] == 'diverged' for row in rows)} of {len(rows)} runs diverged. "
+    title = f"## Confirmed on folds {rows[0]['fold']} to {rows[-1]['fold']}, which the search never saw"
+    return [title, "", *report.markdown_table(header, cells), "", note + report.VERDICT_NOTE, ""]
 
 
 def draw(study: optuna.Study, folder: Path) -> list[str]:
     """Writes Optuna's own figures in `folder`; returns their names."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from optuna.visualization import matplotlib as plots
-
-    drawn = {"history": plots.plot_optimization_history}
-    if len(ranked(study)) > 3:
-        drawn |= {"importances": plots.plot_param_importances, "slices": plots.plot_slice}
-    for name, plot in drawn.items():
+    drawn = ["optimization_history", "param_importances", "slice"][: 3 if len(ranked(study)) > 3 else 1]
+    for name in drawn:
         with figures.reproducible_figures(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna's plots say so where trials are few
+            plot = getattr(optuna.visualization.matplotlib, f"plot_{name}")
             axes = np.atleast_1d(plot(study, target_name="validation cost"))
-            figure = axes[0].figure
-            figure.set_size_inches(max(8, 3.2 * len(axes)), 4.5)
-            for axis in axes:
-                if name != "importances":
-                    axis.set_yscale("log")  # else one hopeless trial flattens all others
-                    axis.yaxis.set_major_formatter("{x:g}")
-                    axis.yaxis.set_minor_formatter("{x:g}")
-                if axis.get_xscale() == "log":
-                    axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())  # they overlap in a small range
-                for dots in axis.collections if name == "slices" else ():
-                    dots.set_clim(0, len(study.trials) - 1)  # else every panel has colours of its own
-            figures.save_figure(figure, folder / name)
-        plt.close(figure)
-    return list(drawn)
+            axes[0].figure.set_size_inches(max(8, 3.2 * len(axes)), 4.5)
+            if name != "param_importances":
+                axes[0].set_yscale("log")  # else one hopeless trial flattens all others
+            figures.save_figure(axes[0].figure, folder / name)
+    return drawn
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

@@ -2,9 +2,8 @@
 
     over = run_all(function, payloads, folder, workers=2)  # each once; what is kept in the folder is not run again
 
-The command alone decides and keeps, one in a folder at a time. A worker that dies is Dask's business: the run begins
-again on another one, and goes on from its checkpoint. After a command that died the same command goes on. Workers on
-other machines see the same folders under the same names.
+The command alone decides and keeps, one in a folder at a time. A worker that dies is Dask's business: the run goes on
+from its checkpoint on another one; after a command that died the same command does. Machines share the folders.
 """
 
 import contextlib
@@ -44,6 +43,7 @@ FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
 SETTINGS = {
     "distributed.worker.multiprocessing-method": "forkserver" if FORKSERVER else "spawn",
     "distributed.worker.profile.enabled": False,
+    "distributed.deploy.lost-worker-timeout": "1h",  # else a worker that is slow to come back is given up for good
     "distributed.scheduler.allowed-failures": 3,  # workers that may die of one run before Dask gives it back
 }
 # What a worker evaluates. The scheduler reads it as well, so there is not a word of ours in it to be imported there.
@@ -101,7 +101,6 @@ def attempt(function: Callable, what: Any, folder: Path) -> dict:
 
 
 def be_quiet() -> None:
-    """Of what Dask, Optuna and Python say, nothing is news: what matters is one line at the end."""
     logging.disable()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")  # that a step was reported before, that something is experimental
@@ -153,13 +152,12 @@ def connected(workers: int, scheduler: str, preload: Sequence[str]) -> Iterator[
 
 
 def own_cluster(workers: int, preload: Sequence[str]) -> LocalCluster:
-    """Processes of one thread each. No port leaves the machine: Dask unpickles what it receives there."""
     context = get_mp_context()  # before the next lines, which it and the tracker would undo
     multiprocessing.resource_tracker.ensure_running()
     if FORKSERVER:
         context.set_forkserver_preload(["distributed", *preload])
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit it: Ctrl-C is for the command
-    ports = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    ports = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}  # Dask unpickles what it receives there
     cluster = LocalCluster(workers, threads_per_worker=1, memory_limit=0, silence_logs=logging.CRITICAL, **ports)
     if FORKSERVER:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -189,15 +187,17 @@ def finish(function: Callable, jobs: Iterator[tuple[Any, Path]], keep: Callable,
                     raise KeyboardInterrupt("the same command goes on")
                 for future in [future for future in running if future.done()]:
                     job, error = running.pop(future), future.exception()
+                    found = error or future.result()
+                    future.release()  # else Dask does it again if the worker that holds the result dies
                     if (failures := failures + 1 if error else 0) == ATTEMPTS:
                         hint = f" (its machine has to see {ROOT})" * isinstance(error, ImportError)
                         reason = f"{type(error).__name__}: {shell.one_line(error)[:200]}{hint}"
                         raise StudyError(f"{job[1].name}: {reason}; the same command goes on")
-                    if error or future.result()["state"] == "STOPPED":
+                    if error or found["state"] == "STOPPED":
                         again.append(job)
                     else:
                         left -= 1
-                        bar.set_postfix_str(keep(*job, future.result()) or "", refresh=False)
+                        bar.set_postfix_str(keep(*job, found) or "", refresh=False)
                         bar.update()
         except (CancelledError, CommClosedError):
             raise StudyError("the scheduler is lost; when it is back, the same command goes on") from None
