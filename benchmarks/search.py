@@ -26,7 +26,7 @@ import observe
 import search
 import train
 from model import MLP
-from support import workers
+from support import cluster
 
 TRIALS, EPOCHS = 8, 150
 OFF = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
@@ -87,7 +87,7 @@ def this_way(fixed, trials, prune):
         options = search.SearchOptions(fixed, studies_dir=folder, trials=trials, workers=2, prune=prune)
         start = time.perf_counter()
         study = search.search(options)
-        return time.perf_counter() - start, workers.finished(study)
+        return time.perf_counter() - start, study.trials
 
 
 def main(argv=None):
@@ -96,7 +96,7 @@ def main(argv=None):
     quick = parser.parse_args(argv).quick
     warnings.simplefilter("ignore")  # Lightning recommends worker processes
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    workers.be_quiet()
+    cluster.be_quiet()
     dataset = data.load("digits" if quick else "auto")
     count, epochs = (2, 4) if quick else (TRIALS, EPOCHS)
     fixed = train.Config(data=dataset.name, device="cpu", epochs=epochs, histograms=0)

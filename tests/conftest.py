@@ -1,17 +1,13 @@
-"""Fixtures of all tests. Nothing touches the network; what lacks MNIST or PostgreSQL is skipped, with the reason."""
+"""Fixtures of all tests. Nothing touches the network; what lacks MNIST is skipped, with the reason."""
 
 import os
-import time
 from pathlib import Path
 
 import pytest
-import sqlalchemy
 import torch
 
 import data
 from train import Config
-
-ENVIRONMENT = "TEST_POSTGRESQL"  # URL of a PostgreSQL server on which databases may be made
 
 
 @pytest.fixture(autouse=True)
@@ -41,24 +37,3 @@ def mnist() -> Config:
             "real MNIST is not in datamaestro's cache: run train.py once with a network, or set DATAMAESTRO_DIR"
         )
     return Config(data="mnist", device="cpu", epochs=60, evaluations=12, histograms=3)
-
-
-@pytest.fixture
-def database():
-    """URL of an empty PostgreSQL database."""
-    if ENVIRONMENT not in os.environ:
-        pytest.skip(f"{ENVIRONMENT} names no PostgreSQL server")
-    server = sqlalchemy.create_engine(os.environ[ENVIRONMENT], isolation_level="AUTOCOMMIT")
-    name = f"test_{time.time_ns()}"
-    with server.connect() as connection:
-        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
-    yield sqlalchemy.make_url(os.environ[ENVIRONMENT]).set(database=name).render_as_string(hide_password=False)
-    drop(name)
-    server.dispose()
-
-
-def drop(name):
-    server = sqlalchemy.create_engine(os.environ[ENVIRONMENT], isolation_level="AUTOCOMMIT")
-    with server.connect() as connection:
-        connection.execute(sqlalchemy.text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
-    server.dispose()
