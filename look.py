@@ -1,55 +1,51 @@
-"""Look at finished runs: their curves, what their networks take for what, and what they answer for your own pictures.
+"""Look at finished runs: the class's Question 1 in one figure, mistakes, weights, and answers for your own pictures.
 
-    python look.py runs/baseline runs/dropout-l2
-    python look.py runs/baseline --image seven.png
+    python look.py runs/recipe runs/dropout-l2
+    python look.py runs/recipe --image seven.png
 
 What the test images show is there to be understood; who chooses a setting by it has no test images any more.
 """
 
+import itertools
+import sys
 import textwrap
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import tyro
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps, UnidentifiedImageError
-from sklearn.metrics import confusion_matrix
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import data
-from support.figures import reproducible_figures
-from support.run import Row, RunError, identity_of, read_checkpoint, read_json, read_rows
-from support.shell import errors_in_one_line, one_line, parse, replacing
-from train import EVALUATION_BATCH, Config, best, build_model, read_config
+import observe
+from model import entropy
+from support.figures import PALETTE, reproducible_figures
+from support.pictures import PictureError, frame_of, read_picture
+from support.report import markdown_table
+from support.run import Row, RunError, differences, identity_of, read_checkpoint, read_json, read_rows
+from support.shell import Folder, as_text, checked, errors_in_one_line, parse, replacing
+from train import Config, best, build_model, predict, random_streams, read_config
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "black")  # Okabe and Ito 2008
-STYLES = ("-", "--", ":", "-.")  # of the lines, once the colours are used up
+COLOURS = tuple(PALETTE[place] for place in (6, 2, 3, 8, 4, 7, 5, 9))
 MISTAKES = 24  # that are drawn
 UNITS = 100  # whose weights are drawn
 TYPICAL = 10_000  # images, which say how digits usually lie
-WORKING_SIZE = 400  # pixels along the longer side of a user's picture, before it is made as small as the network's
-FAINT = 0.02, 0.2  # part of the strongest ink that is none: on even paper, and on a photograph's
-LEAST_CONTRAST = 0.06  # between black and white; what has less shows no digit
 
 
-class PictureError(Exception):
-    """A picture cannot be used; one line."""
+@checked
+class LookOptions:
+    """Look at finished runs: Question 1, mistakes and weights; or, with --image, answers for pictures."""
 
-
-@dataclass(frozen=True)
-class Options:
-    """Look at finished runs: curves, confusions, mistakes and weights; or, with --image, answers for your pictures."""
-
-    runs: tyro.conf.Positional[tuple[str, ...]]  # folders of finished runs
-    image: tuple[str, ...] = ()  # pictures of one digit each, PNG or JPEG, to answer for instead
-    last: bool = False  # take the last weights, not those with the lowest validation cost
-    out: str = "looks"  # folder for the figures; those of the same name are replaced
+    runs: tyro.conf.Positional[tuple[Folder, ...]]  # folders of finished runs
+    image: tuple[Folder, ...] = ()  # pictures of one digit each, PNG or JPEG, to answer for instead
+    best: bool = False  # take the weights with the lowest validation cost, not the last ones
+    out: Folder = "looks"  # folder for the figures; those of the same name are replaced
+    format: Literal["png", "pdf"] = "png"  # of the figures
 
 
 class Run(NamedTuple):
@@ -58,206 +54,170 @@ class Run(NamedTuple):
     name: str  # no other one has it
     config: Config
     rows: list[Row]
+    untrained: nn.Module  # as it was before the first update
     model: nn.Module  # in evaluation mode, on the CPU
     weights: str  # which these are, for a title
+    gradients: dict[str, tuple[list[float], list[float]]]  # by layer: epochs, and the rms of its input gradient then
+
+    @property
+    def heading(self) -> str:
+        return textwrap.fill(f"{self.name}, {self.weights}", 70)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_runs(folders: Sequence[str], last: bool) -> tuple[list[Run], data.Dataset]:
-    """The runs in `folders`, and the data set of all of them; RunError where there is no finished run."""
+def read_runs(folders: Sequence[str], best_weights: bool = False) -> tuple[list[Run], data.Dataset]:
+    """The finished runs in `folders` and their data set; says in a line which cannot be drawn; RunError if none can."""
     paths = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
     if not paths:
-        raise RunError("no run is given; name finished runs before all options, such as: python look.py runs/baseline")
-    configs = [read_config(path) for path in paths]
-    digests = [read_json(path / "config.json").get("data_sha256") for path in paths]
-    for path, digest in zip(paths, digests, strict=True):
-        if not (path / "result.json").exists():
-            raise RunError(f"{path}: is not over; wait for it, or go on with it: python train.py --resume {path}")
-        if digest != digests[0]:
-            raise RunError(f"{path}: learned from other data than {paths[0]}; look at one of them at a time")
-    dataset = data.load(configs[0].data, configs[0].data_dir)
-    if dataset.sha256 != digests[0]:
-        raise RunError(f"{paths[0]}: its data are not the {dataset.name} of today; begin the run anew to look at it")
+        raise RunError("no run is given; name finished runs before all options, such as: python look.py runs/recipe")
     runs: list[Run] = []
-    for path, config in zip(paths, configs, strict=True):
-        name = path.resolve().name
-        while any(run.name == name for run in runs):  # runs of several --runs-dir
-            name += "+"
-        model, epoch = read_model(path, config, dataset, last)
-        weights = f"{'last' if last else 'best'} weights, epoch {epoch}"
-        runs.append(Run(name, config, read_rows(path), model, weights))
-    return runs, dataset
+    found: list[data.Dataset] = []
+    for path in paths:
+        try:
+            config = read_config(path)
+            if not (path / "result.json").exists():
+                raise RunError(f"{path}: is not over; wait for it, or go on with it: python train.py --resume {path}")
+            dataset = data.load(config.data, config.data_dir)
+            if found and dataset.sha256 != found[0].sha256:
+                raise RunError(f"{path}: learned from other data than {paths[0]}; look at one of them at a time")
+            name = path.resolve().name
+            while any(run.name == name for run in runs):  # runs of several --runs-dir
+                name += "+"
+            runs.append(read_run(path, name, config, dataset, best_weights))
+            found.append(dataset)
+        except (RunError, data.DataError) as error:
+            if len(paths) == 1:
+                raise
+            print(f"skipped: {error}", file=sys.stderr)
+    if not runs:
+        raise RunError("none of these runs can be drawn; name the folder of a finished run of train.py")
+    return runs, found[0]
 
 
-def read_model(folder: Path, config: Config, dataset: data.Dataset, last: bool) -> tuple[nn.Module, int]:
-    """The network of the run in `folder`, and after which epoch."""
-    path, model = folder / ("last.pt" if last else "best.pt"), build_model(config, dataset).eval()
-    checkpoint = read_checkpoint(path, identity_of(config, dataset, model))
+def read_run(path: Path, name: str, config: Config, dataset: data.Dataset, best_weights: bool) -> Run:
+    """The run in `path`; RunError if it is damaged, or if its network is none of train.py's."""
+    torch.manual_seed(random_streams(config.seed, torch.device("cpu"))[0])
+    untrained, model = build_model(config, dataset).eval(), build_model(config, dataset).eval()
+    identity, begun = identity_of(config, dataset, model), read_json(path / "config.json")
+    if begun.get("network") != identity["network"]:
+        raise RunError(f"{path}: has a network of your own; look.py draws those of train.py")
+    if begun.get("data_sha256") != dataset.sha256:
+        raise RunError(f"{path}: its data are not the {dataset.name} of today; begin the run anew to look at it")
+    file = path / ("best.pt" if best_weights else "last.pt")
+    checkpoint = read_checkpoint(file, identity)
     model.load_state_dict(checkpoint["model"])
     if not all(values.isfinite().all() for values in model.state_dict().values()):
-        raise RunError(f"{path}: the weights became infinite or NaN; look at the best ones, without --last")
-    return model, (checkpoint["progress"] if last else checkpoint)["epoch"]
+        raise RunError(f"{file}: the weights became infinite or NaN; look at the best ones, with --best")
+    rows = read_rows(path)
+    events = EventAccumulator(str(path), {"scalars": 0})
+    events.Reload()
+    per_step = rows[-1]["epoch"] / max(rows[-1]["step"], 1)
+    gradients = {
+        tag.split("/")[1]: ([point.step * per_step for point in points], [point.value for point in points])
+        for tag in events.Tags()["scalars"]
+        if tag.startswith("gradient_rms/") and (points := events.Scalars(tag))
+    }
+    epoch = checkpoint.get("progress", checkpoint)["epoch"]
+    weights = f"{'best' if best_weights else 'last'} weights, epoch {epoch}"
+    return Run(name, config, rows, untrained, model, weights, gradients)
 
 
-@torch.no_grad()
 def probabilities(model: nn.Module, images: torch.Tensor) -> np.ndarray:
     """What `model` answers for `images` (N, H, W): (N, classes), in float64, so that fewer round to 1."""
-    return torch.cat([model(batch) for batch in images.split(EVALUATION_BATCH)]).double().softmax(dim=1).numpy()
-
-
-# --- pictures of one's own -------------------------------------------------------------------------------------------
-
-
-class Frame(NamedTuple):
-    """How digits lie in the images of a data set, in pixels."""
-
-    longest: int  # the longer side of a digit
-    row: float  # of the centre of mass
-    column: float
-
-
-def read_picture(path: str, frame: Frame, height: int, width: int) -> np.ndarray:
-    """The digit in a PNG or JPEG file as a network sees it, or a PictureError."""
-    try:
-        if not Path(path).is_file():  # opening a pipe would wait for ever
-            raise PictureError("is no file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # a small file of very many pixels
-            with Image.open(path, formats=("PNG", "JPEG")) as picture:
-                if picture.format == "PNG" and picture.n_frames > 1:
-                    raise PictureError("is animated")
-                return centred(ink_of(picture), frame, height, width)
-    except PictureError as error:
-        reason = str(error)
-    except UnidentifiedImageError:
-        reason = "is neither PNG nor JPEG"
-    except Exception as error:  # decoders fail in many ways
-        reason = f"cannot be read ({type(error).__name__}: {one_line(error)[:100]})"
-    raise PictureError(f"{path}: {reason}; give a PNG or JPEG of one digit, dark on light or light on dark")
-
-
-def ink_of(picture: Image.Image) -> np.ndarray:
-    """Where a picture differs from its paper, from 0 to 1: (h, w). The paper is what most of the border shows."""
-    picture = ImageOps.exif_transpose(picture)  # a telephone turns its pictures by a note in the file
-    if picture.mode.startswith(("I", "F")):  # more than 8 bits, which convert("L") would clip
-        picture = Image.fromarray(np.asarray(picture, np.float32) / 65535)
-    else:
-        picture = picture.convert("RGBA")
-        paper = Image.new("RGBA", picture.size, "white")
-        picture = Image.fromarray(np.asarray(Image.alpha_composite(paper, picture).convert("L"), np.float32) / 255)
-    picture.thumbnail((WORKING_SIZE, WORKING_SIZE), Image.Resampling.BOX)
-    grey = np.asarray(picture)
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    paper = np.median(border)
-    ink = paper - grey if paper > (grey.min() + grey.max()) / 2 else grey - paper  # dark on light, or MNIST's way
-    if ink.max() < LEAST_CONTRAST:
-        raise PictureError("is all of one grey")
-    ink, shades = ink / ink.max(), np.median(abs(border - paper)) / ink.max()
-    ink[ink < max(FAINT[bool(shades)], 4 * shades)] = 0
-    return ink
-
-
-def centred(ink: np.ndarray, frame: Frame, height: int, width: int) -> np.ndarray:
-    """`ink` in an image (height, width), fitted into `frame`: the ratio of its sides is kept.
-
-    So MNIST was made (the foot of yann.lecun.com/exdb/mnist): fitted into 20 x 20 pixels, and put into 28 x 28 so that
-    the centre of mass is in the middle.
-    """
-    rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
-    box = Image.fromarray(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-    scale = min(frame.longest / max(box.size), width / box.width, height / box.height)
-    size = [max(1, round(side * scale)) for side in box.size]
-    digit = np.asarray(box.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
-    digit = digit / digit.max()  # a thin line grows pale when it is made small
-    image = np.zeros((height, width), np.float32)
-    corner = np.floor(np.array([frame.row, frame.column]) + 0.5 - centre_of_mass(digit[None])[0])
-    row, column = np.clip(corner.astype(int), 0, np.subtract(image.shape, digit.shape))
-    image[row : row + digit.shape[0], column : column + digit.shape[1]] = digit
-    return image
-
-
-def centre_of_mass(images: np.ndarray) -> np.ndarray:
-    """Row and column of that of each of `images` (N, H, W): (N, 2), counted from 0."""
-    mass = images / images.sum(axis=(1, 2), keepdims=True, dtype=float)
-    return np.stack([mass.sum(axis=3 - axis) @ np.arange(images.shape[axis]) for axis in (1, 2)], axis=1)
-
-
-def frame_of(images: np.ndarray) -> Frame:
-    """How the digits in `images` (N, H, W) usually lie: in MNIST 20 pixels long, and around the pixel (14, 14)."""
-    images = images[images.any(axis=(1, 2))]
-    lengths = [side.shape[1] - side.argmax(1) - side[:, ::-1].argmax(1) for side in (images.any(2), images.any(1))]
-    centre = np.round(2 * centre_of_mass(images).mean(axis=0)) / 2
-    return Frame(int(np.median(np.maximum(*lengths))), *centre)
+    return predict(model, images).double().softmax(dim=1).numpy()
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def percent(share: float) -> str:
+def as_percent(share: float) -> str:
     """A probability, which is never said to be 0 or 1."""
     return "> 99.99 %" if share > 0.9999 else "< 0.01 %" if share < 0.0001 else f"{100 * share:.2f} %"
 
 
-def heading(run: Run) -> str:
-    return textwrap.fill(f"{run.name}, {run.weights}", 70)
+def overview(runs: Sequence[Run]) -> list[str]:
+    """A table of what the runs change in the class's recipe, and of cost and error of both moments, in Markdown."""
+    header = [
+        "run",
+        "settings",
+        "moment",
+        "epoch",
+        *(f"{split} {what}" for split in data.SPLITS for what in ("cost", "error")),
+    ]
+    lines = []
+    for run in runs:
+        settings = ", ".join(f"{name} {as_text(value)}" for name, value in differences(run.config).items())
+        for moment, row in (("lowest validation cost", best(run.rows)), ("last epoch", run.rows[-1])):
+            cells = [run.name, settings or "the class's recipe", moment, f"{row['epoch']:g}"]
+            for split in data.SPLITS:
+                measured = f"loss/{split}" in row
+                cells += [f"{row[f'loss/{split}']:.4f}", f"{row[f'error/{split}']:.2%}"] if measured else ["", ""]
+            lines.append(cells)
+    return markdown_table(header, lines)
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Round numbers from `low` to `high` on a logarithmic axis, and 0."""
-    steps = (1, 2, 5) if high < 1000 * low else (1,)
-    return [0, *(n for n in (step * 10.0**power for power in range(-12, 12) for step in steps) if low <= n <= high)]
-
-
-def draw_curves(runs: Sequence[Run]) -> Figure:
-    """Cost and error of every split over the epochs, a line a run, with a star at the lowest validation cost."""
-    splits = [split for split in data.SPLITS if all(f"loss/{split}" in run.rows[0] for run in runs)]
-    figure, axes = plt.subplots(2, len(splits), figsize=(4.3 * len(splits), 7.6), layout="constrained", sharex=True)
-    longest = max(row["epoch"] for run in runs for row in run.rows)
-    for place, axis in np.ndenumerate(axes):
-        kind, name, factor = (("loss", "cost in nats", 1), ("error", "error in %", 100))[place[0]]
-        tag = f"{kind}/{splits[place[1]]}"
-        for number, run in enumerate(runs):
-            colour, style = COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
-            epochs, values = zip(*((row["epoch"], factor * row[tag]) for row in run.rows), strict=True)
-            axis.plot(epochs, values, style, color=colour, label=textwrap.fill(run.name, 60))
-            chosen = run.rows.index(best(run.rows))
-            star = {"markersize": 14, "markeredgecolor": "white", "zorder": 3, "clip_on": False}
-            axis.plot(epochs[chosen], values[chosen], "*", color=colour, **star)
-        shown = np.array([factor * row[tag] for run in runs for row in run.rows])
-        low = min(shown[shown > 0], default=1)
-        axis.set_yscale("symlog", linthresh=low)  # logarithmic from there on, with a place for 0
-        axis.set_xscale("symlog", linthresh=1)
-        for set_ticks, top, bottom in ((axis.set_xticks, longest, 1), (axis.set_yticks, shown.max(), low)):
-            places = ticks(bottom, top)
-            set_ticks(places, [f"{place:g}" for place in places])
-        axis.set_xlim(left=-0.1)
-        axis.set_ylim(0 if shown.min() == 0 else 0.9 * low, 1.3 * shown.max())
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.set_title(f"{name}, {splits[place[1]]}", fontsize=11)
-    figure.supxlabel("epoch; star: lowest validation cost", fontsize=11)
-    columns = 4 if max(len(run.name) for run in runs) < 30 else 1
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=columns, frameon=False)
-    return figure
-
-
-def draw_confusions(run: Run, labels: np.ndarray, answers: np.ndarray, classes: int) -> Figure:
-    """What the network takes for what; the colour is that of mistakes alone, which would be lost beside the rest."""
-    counts = confusion_matrix(labels, answers, labels=range(classes))
-    mistakes = counts * (1 - np.eye(classes, dtype=int))
-    size = max(6.5, 0.45 * classes)
-    figure, axis = plt.subplots(figsize=(size + 1, size), layout="constrained")
-    shades = axis.imshow(mistakes, cmap="Blues", vmax=max(1, mistakes.max()))
-    for (label, answer), count in np.ndenumerate(counts):
-        if count:
-            weight, dark = "bold" if label == answer else "normal", mistakes[label, answer] > 0.6 * mistakes.max()
-            colour = "white" if dark else "black"
-            axis.text(answer, label, count, ha="center", va="center", color=colour, fontweight=weight)
-    axis.set(xticks=range(classes), yticks=range(classes), xlabel="answer", ylabel="label")
-    figure.colorbar(shades, label="test images with a wrong answer", shrink=0.8)
-    axis.set_title(f"{heading(run)}\n{mistakes.sum()} of {counts.sum()} test images wrong", fontsize=11)
+def draw_question(runs: Sequence[Run], images: torch.Tensor) -> Figure:
+    """The class's Question 1, a row a run: costs, weights, input gradients, and entropy of the output for `images`."""
+    figure, axes = plt.subplots(
+        len(runs),
+        4,
+        figsize=(17, 3.2 * len(runs) + 0.6),
+        layout="constrained",
+        squeeze=False,
+        sharex="col",
+        sharey="col",
+    )
+    for run, (costs, weights, gradients, doubt) in zip(runs, axes, strict=True):
+        for colour, split in zip(COLOURS, data.SPLITS, strict=False):
+            if f"loss/{split}" in run.rows[0]:
+                values = [row[f"loss/{split}"] for row in run.rows]
+                costs.plot([row["epoch"] for row in run.rows], values, color=colour, label=split)
+        chosen, star = best(run.rows), {"markersize": 13, "color": COLOURS[1], "zorder": 3}
+        costs.plot(chosen["epoch"], chosen["loss/val"], "*", label="lowest validation cost", **star)
+        costs.set_ylabel(f"{textwrap.fill(run.name, 30)}\n{run.weights}", fontsize=11, fontweight="bold")
+        for model, style in ((run.untrained, ":"), (run.model, "-")):
+            for colour, (name, layer) in zip(itertools.cycle(COLOURS), observe.layers(model).items()):
+                heights, edges = np.histogram(layer.weight.detach().numpy(), 50, density=True)
+                weights.stairs(heights, edges, color=colour, linestyle=style, label=name if style == "-" else None)
+        for colour, (name, points) in zip(itertools.cycle(COLOURS), run.gradients.items()):
+            gradients.plot(*points, color=colour, label=name)
+        if not run.gradients:
+            gradients.text(0.5, 0.5, "no event file", ha="center", transform=gradients.transAxes)
+        logits = predict(run.untrained, images), predict(run.model, images)
+        bins = np.linspace(0, np.log(logits[0].shape[1]), 41)
+        for one, colour, when in zip(logits, ("grey", COLOURS[0]), ("before training", "now"), strict=True):
+            values = entropy(one).numpy().clip(0, bins[-1])
+            shares, label = np.histogram(values, bins)[0] / len(values), f"{when}, mean {values.mean():.3f}"
+            doubt.stairs(shares, bins, color=colour, fill=True, alpha=0.6, label=label)
+        doubt.legend(loc="upper center", fontsize=9)
+    titles = (
+        "cost in nats",
+        "weights: dotted before, solid now",
+        "rms of the gradient at a layer's input",
+        "entropy, test",
+    )
+    labels = "epoch", "weight", "epoch", "entropy of the output in nats"
+    for column, title, label in zip(axes.T, titles, labels, strict=True):
+        column[0].set_title(title, fontsize=12)
+        column[-1].set_xlabel(label)
+        if label == "epoch":
+            last = max(run.rows[-1]["epoch"] for run in runs)
+            column[0].set_xscale("symlog", linthresh=1)
+            column[0].set_xlim(0, 1.2 * last)
+            column[0].set_xticks([0, *(10**power for power in range(7) if 10**power <= last)], minor=False)
+        for axis in column:
+            axis.set_yscale("log")
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+            axis.tick_params(labelbottom=True)
+    axes[0, 1].set_ylim(bottom=1e-2)
+    axes[0, 3].set_ylim(top=30)
+    for axis in axes[0, :3]:
+        axis.legend(fontsize=9)
     return figure
 
 
@@ -279,9 +239,9 @@ def draw_mistakes(run: Run, images: np.ndarray, labels: np.ndarray, answered: np
     for axis, index in zip(axes.flat, surest_mistakes(labels, answered), strict=False):
         axis.imshow(images[index], cmap="gray_r")
         answer = answered[index].argmax()
-        sure = percent(answered[index, answer])
+        sure = as_percent(answered[index, answer])
         axis.set_title(f"a {labels[index]}, taken for {answer}\n{sure}, no. {index}", fontsize=9)
-    figure.suptitle(f"{heading(run)}\nthe wrong answers with the highest probability on test images", fontsize=11)
+    figure.suptitle(f"{run.heading}\nthe wrong answers with the highest probability on test images", fontsize=11)
     return figure
 
 
@@ -298,7 +258,7 @@ def draw_weights(run: Run, height: int, width: int) -> Figure:
     axis.axis("off")
     figure.colorbar(shades, shrink=0.6, label="weight: red where ink excites the unit, blue where it inhibits")
     units = f"{len(strongest)} of {len(weights)} units of the first layer, largest weights first"
-    axis.set_title(f"{heading(run)}\n{units}", fontsize=11)
+    axis.set_title(f"{run.heading}\n{units}", fontsize=11)
     return figure
 
 
@@ -316,7 +276,7 @@ def draw_answers(
             colours = [COLOURS[1] if p == answered[line].max() else COLOURS[0] for p in answered[line]]
             axis.bar(range(len(colours)), answered[line], color=colours)
             axis.set(xticks=range(len(colours)), ylim=(0, 1.05))
-            axis.set_title(f"{answered[line].argmax()}: {percent(answered[line].max())}", fontsize=10)
+            axis.set_title(f"{answered[line].argmax()}: {as_percent(answered[line].max())}", fontsize=10)
             if line == len(names) - 1:
                 axis.set_xlabel(textwrap.fill(f"{run.name}, {run.weights}", 38), fontsize=9)
     return figure
@@ -325,29 +285,30 @@ def draw_answers(
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, kind: str) -> None:
+    path = path.with_name(f"{path.name}.{kind}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
-        figure.savefig(beside, format="png", dpi=120)
+        figure.savefig(beside, format=kind, dpi=120)
     print(f"  {path}")
 
 
-def look(runs: Sequence[Run], dataset: data.Dataset, out: Path) -> None:
-    """Curves of all runs, and for each what it answers on the test images."""
-    print("costs and errors of all runs")
-    save(draw_curves(runs), out / "curves.png")
+def look(runs: Sequence[Run], dataset: data.Dataset, out: Path, kind: str) -> None:
+    """Question 1 for all runs, and for each what it answers on the test images."""
+    print("\n".join(overview(runs)))
     images, labels = data.split_tensors(dataset, "test", 0, torch.device("cpu"))
+    save(draw_question(runs, images), out / "question1", kind)
     for run in runs:
         answered, truth = probabilities(run.model, images), labels.numpy()
-        answers = answered.argmax(axis=1)
-        print(f"{run.name}, {run.weights}: {(answers != truth).sum()} of {len(truth)} test images wrong")
+        print(
+            f"{run.name}, {run.weights}: {(answered.argmax(axis=1) != truth).sum()} of {len(truth)} test images wrong"
+        )
         stem = f"{run.name}-{run.weights.split()[0]}"
-        save(draw_confusions(run, truth, answers, dataset.classes), out / f"{stem}-confusions.png")
-        save(draw_mistakes(run, images.numpy(), truth, answered), out / f"{stem}-mistakes.png")
-        save(draw_weights(run, *images.shape[1:]), out / f"{stem}-weights.png")
+        save(draw_mistakes(run, images.numpy(), truth, answered), out / f"{stem}-mistakes", kind)
+        save(draw_weights(run, *images.shape[1:]), out / f"{stem}-weights", kind)
 
 
-def answer(runs: Sequence[Run], dataset: data.Dataset, pictures: Sequence[str], out: Path) -> None:
+def answer(runs: Sequence[Run], dataset: data.Dataset, pictures: Sequence[str], out: Path, kind: str) -> None:
     """What the networks of all runs answer for the user's own pictures."""
     frame = frame_of(dataset.train_images[:TYPICAL])
     seen = np.stack([read_picture(path, frame, *dataset.train_images.shape[1:]) for path in pictures])
@@ -358,18 +319,18 @@ def answer(runs: Sequence[Run], dataset: data.Dataset, pictures: Sequence[str], 
             print(f"  {run.name}, {run.weights}: {answered[line].argmax()}")
             print("    in %:" + "".join(f"  {digit}: {100 * p:.1f}" for digit, p in enumerate(answered[line])))
     print("what the networks saw, and answered")
-    save(draw_answers(runs, pictures, seen, answers), out / "answers.png")
+    save(draw_answers(runs, pictures, seen, answers), out / "answers", kind)
 
 
 def main(argv: list[str] | None = None) -> None:
     with errors_in_one_line(data.DataError, RunError, PictureError), reproducible_figures():
-        options = parse(Options, argv)
+        options = parse(LookOptions, argv)
         plt.rcParams.update({"text.parse_math": False, "figure.max_open_warning": 0})  # a $ in a name is a $
-        runs, dataset = read_runs(options.runs, options.last)
+        runs, dataset = read_runs(options.runs, options.best)
         if options.image:
-            answer(runs, dataset, options.image, Path(options.out))
+            answer(runs, dataset, options.image, Path(options.out), options.format)
         else:
-            look(runs, dataset, Path(options.out))
+            look(runs, dataset, Path(options.out), options.format)
         if plt.get_backend().lower() != "agg":  # there is a display
             plt.show()
 
