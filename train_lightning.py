@@ -141,10 +141,9 @@ class LitMLP(LightningModule):
             self.lr = optimizer.param_groups[0]["lr"]
         step = self.trained * len(self.trainer.datamodule.batches)
         row = {"epoch": self.trained, "step": step, "lr": self.lr}
-        row |= train.measurement(
-            self.model, self.scores, self.config, self.classes, self.rows[0] if self.rows else None
-        )
+        row |= train.measurement(self.model, self.scores, self.config, self.classes, next(iter(self.rows), None))
         row |= {"seconds": time.perf_counter() - self.since}
+        row = self.trainer.strategy.broadcast(row)  # with batch norm every rank has another, and all are to agree
         if not math.isfinite(row["loss/train"] + row["loss/val"]):
             raise Diverged(step)
         self.rows = [*self.rows, row]
@@ -255,7 +254,7 @@ def train_lightning(config: Config, folder: str | Path, quiet: bool = False, **m
     torch.manual_seed(train.random_streams(config.seed, device)[0])
     module, datamodule = LitMLP(config, dataset), MNISTData(config)
     opened = run.RunFolder(Path(folder), module.identity)
-    with run.machine(config), opened if first else contextlib.nullcontext():
+    with run.machine(config), opened if first else contextlib.nullcontext(opened.read()):
         if opened.result:
             return opened.result | {"folder": str(folder)}
         last = opened.path / "last.pt" if (opened.path / "last.pt").exists() else None
