@@ -74,7 +74,10 @@ def ink_of(picture: Image.Image) -> np.ndarray:
     Unless they are much thicker than the other reading's: then they are the sheet that the digit is on.
     """
     grey = grey_of(picture)
-    found = [reading for sign in (1, -1) if (reading := strokes(grey, sign))]
+    noise = 1.4 * np.median(abs(grey - ndimage.median_filter(grey, 3)))
+    if noise > 0.01:
+        grey = ndimage.gaussian_filter(grey, min(30 * noise, max(grey.shape) / 100))
+    found = [reading for sign in (1, -1) if (reading := strokes(grey, sign, FAINT[bool(noise > 0)]))]
     if not found:
         if np.ptp(ndimage.uniform_filter(grey, 5)) < LEAST_CONTRAST:
             raise PictureError("is all of one grey; give a picture of one digit, dark on light or light on dark")
@@ -87,16 +90,13 @@ def ink_of(picture: Image.Image) -> np.ndarray:
     return ink
 
 
-def strokes(grey: np.ndarray, sign: int) -> tuple[float, float, np.ndarray | None] | None:
+def strokes(grey: np.ndarray, sign: int, faint: float) -> tuple[float, float, np.ndarray | None] | None:
     """The digit in `grey` (h, w) if dark (`sign` 1) or light (-1): length, thickness and ink; no ink if it is two.
 
     The paper's grey at each place is that of a closing (Serra 1982), which fills what is narrower than its window; what
     hangs together with the edge of the picture is a line, a table or a shadow; so is what has no sharp outline.
     """
     longest = max(grey.shape)
-    noise = 1.4 * np.median(abs(grey - ndimage.median_filter(grey, 3)))
-    if noise > 0.01:
-        grey = ndimage.gaussian_filter(grey, min(30 * noise, longest / 100))
     close = ndimage.grey_closing if sign > 0 else ndimage.grey_opening
     paper = close(grey, size=max(3, round(0.35 * min(grey.shape))), mode="nearest")
     depth = sign * (paper - grey)
@@ -120,7 +120,7 @@ def strokes(grey: np.ndarray, sign: int) -> tuple[float, float, np.ndarray | Non
             return length, thickness, None
         near = ndimage.binary_dilation(mask, EIGHT, iterations=2 + longest // 200)
         ink = np.where(near, free / free[near].max(), 0)
-        ink[ink < FAINT[bool(noise > 0)]] = 0
+        ink[ink < faint] = 0
         return length, thickness, ink
     return None
 
@@ -145,7 +145,8 @@ def the_digit(ink: np.ndarray) -> tuple[np.ndarray, bool]:
         labels, count = ndimage.label(ink > threshold, EIGHT)
         mass, boxes = ndimage.sum_labels(ink, labels, range(1, count + 1)), ndimage.find_objects(labels)
         lengths = np.array([max(side.stop - side.start for side in box) for box in boxes])
-        for one, box in enumerate(boxes):
+        for one in np.flatnonzero(lengths > 0.3 * lengths.max()):
+            box = boxes[one]
             inner = [(side.stop - side.start) // 4 for side in box]
             middle = tuple(slice(side.start + d, side.stop - d) for side, d in zip(box, inner, strict=True))
             held = [min(gaps(box, other, inside=True)) > 0 for other in boxes]

