@@ -158,7 +158,8 @@ def own_cluster(workers: int, preload: Sequence[str]) -> LocalCluster:
         context.set_forkserver_preload(["distributed", *preload])
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit it: Ctrl-C is for the command
     ports = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}  # Dask unpickles what it receives there
-    cluster = LocalCluster(workers, threads_per_worker=1, memory_limit=0, silence_logs=logging.CRITICAL, **ports)
+    more = {"threads_per_worker": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
+    cluster = LocalCluster(n_workers=workers, **more, **ports)
     if FORKSERVER:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     return cluster
@@ -226,8 +227,7 @@ def run_all(
         (folder / "runs").mkdir(exist_ok=True)
         jobs = {path: (payload, path.parent) for path, payload in zip(kept, payloads, strict=True) if not path.exists()}
         finish(function, iter(jobs.values()), keep, len(jobs), len(set(kept)), workers, scheduler, preload)
-        over = [read_json(path) for path in kept]
-    return [Finished(*(one[name] for name in Finished._fields)) for one in over]
+        return [Finished(*map(read_json(path).get, Finished._fields)) for path in kept]
 
 
 def run_trials(
