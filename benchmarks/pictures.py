@@ -265,7 +265,7 @@ CIRCUMSTANCES: dict[str, Circumstance] = {
 }
 
 
-def circumstances(
+def outcomes(
     images: np.ndarray, labels: np.ndarray, read: Callable[[str], np.ndarray], answer: Callable, refusal: type
 ) -> dict[str, Counter]:
     """By circumstance, how many of the digits in `images` (N, H, W) are answered right, wrongly, or refused.
@@ -301,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     (run, *_), dataset = look.read_runs([options.run])
     frame = frame_of(dataset.train_images[: look.TYPICAL])
-    counts = circumstances(
+    counts = outcomes(
         dataset.test_images[: options.digits],
         dataset.test_labels[: options.digits],
         lambda path: read_picture(path, frame, *dataset.test_images.shape[1:]),
