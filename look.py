@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import tyro
 from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -221,6 +222,24 @@ def draw_question(runs: Sequence[Run], images: torch.Tensor) -> Figure:
     return figure
 
 
+def draw_confusions(run: Run, labels: np.ndarray, answers: np.ndarray, classes: int) -> Figure:
+    """What the network takes for what; the colour is that of mistakes alone, which would be lost beside the rest."""
+    counts = confusion_matrix(labels, answers, labels=range(classes))
+    mistakes = counts * (1 - np.eye(classes, dtype=int))
+    size = max(6.5, 0.45 * classes)
+    figure, axis = plt.subplots(figsize=(size + 1, size), layout="constrained")
+    shades = axis.imshow(mistakes, cmap="Blues", vmax=max(1, mistakes.max()))
+    for (label, answer), count in np.ndenumerate(counts):
+        if count:
+            weight, dark = "bold" if label == answer else "normal", mistakes[label, answer] > 0.6 * mistakes.max()
+            colour = "white" if dark else "black"
+            axis.text(answer, label, count, ha="center", va="center", color=colour, fontweight=weight)
+    axis.set(xticks=range(classes), yticks=range(classes), xlabel="answer", ylabel="label")
+    figure.colorbar(shades, label="test images with a wrong answer", shrink=0.8)
+    axis.set_title(f"{run.heading}\n{mistakes.sum()} of {counts.sum()} test images wrong", fontsize=11)
+    return figure
+
+
 def surest_mistakes(labels: np.ndarray, answered: np.ndarray, count: int = MISTAKES) -> np.ndarray:
     """Which of the images with `labels` (N,) got a wrong answer, the most probable first, at most `count`.
 
@@ -304,6 +323,7 @@ def look(runs: Sequence[Run], dataset: data.Dataset, out: Path, kind: str) -> No
             f"{run.name}, {run.weights}: {(answered.argmax(axis=1) != truth).sum()} of {len(truth)} test images wrong"
         )
         stem = f"{run.name}-{run.weights.split()[0]}"
+        save(draw_confusions(run, truth, answered.argmax(axis=1), dataset.classes), out / f"{stem}-confusions", kind)
         save(draw_mistakes(run, images.numpy(), truth, answered), out / f"{stem}-mistakes", kind)
         save(draw_weights(run, *images.shape[1:]), out / f"{stem}-weights", kind)
 

@@ -70,7 +70,8 @@ def test_all_pictures_of_two_runs(kind, run, finished, tmp_path, capfd):
     shutil.move(run, run.with_name("b $x"))
     look.main([str(finished), str(run.with_name("b $x")), "--out", str(tmp_path / "out"), "--format", kind])
     figures = {path.name for path in (tmp_path / "out").iterdir()}
-    stems = {"question1", *(f"{name}-last-{what}" for name in ("a", "b $x") for what in ("mistakes", "weights"))}
+    kinds = ("confusions", "mistakes", "weights")
+    stems = {"question1", *(f"{name}-last-{what}" for name in ("a", "b $x") for what in kinds)}
     assert figures == {f"{stem}.{kind}" for stem in stems}
     said = capfd.readouterr().out
     assert all(name in said for name in figures)
