@@ -26,7 +26,7 @@ import data
 import observe
 from model import entropy
 from support.figures import PALETTE, reproducible_figures
-from support.pictures import PictureError, frame_of, read_picture
+from support.pictures import Frame, PictureError, frame_of, read_picture
 from support.report import markdown_table
 from support.run import Row, RunError, differences, identity_of, read_checkpoint, read_json, read_rows
 from support.shell import Folder, as_text, checked, errors_in_one_line, parse, replacing
@@ -330,7 +330,7 @@ def look(runs: Sequence[Run], dataset: data.Dataset, out: Path, kind: str) -> No
 
 def answer(runs: Sequence[Run], dataset: data.Dataset, pictures: Sequence[str], out: Path, kind: str) -> None:
     """What the networks of all runs answer for the user's own pictures."""
-    frame = frame_of(dataset.train_images[:TYPICAL])
+    frame: Frame = frame_of(dataset.train_images[:TYPICAL])
     seen = np.stack([read_picture(path, frame, *dataset.train_images.shape[1:]) for path in pictures])
     answers = [probabilities(run.model, torch.from_numpy(seen)) for run in runs]
     for line, path in enumerate(pictures):
