@@ -178,11 +178,7 @@ def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Scores:
     """The scores of `model`, in evaluation mode, on all images."""
-    return score(predict(model, images), labels)
-
-
-def score(logits: torch.Tensor, labels: torch.Tensor) -> Scores:
-    """The scores of `logits` (N, classes)."""
+    logits = predict(model, images)
     loss = F.cross_entropy(logits, labels).item()
     error = (logits.argmax(dim=1) != labels).sum().item() / len(labels)
     return Scores(loss, error, entropy(logits))

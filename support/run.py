@@ -112,13 +112,9 @@ def read_checkpoint(path: Path, identity: Mapping) -> dict:
     except FileNotFoundError:
         raise RunError(f"{path}: no such file; give the folder of a run") from None
     except Exception:  # whatever a foreign file makes the unpickler do
-        raise damaged_file(path) from None
+        raise RunError(f"{path}: damaged; delete it to begin the run anew") from None
     check_identity(path, checkpoint.get("identity") if isinstance(checkpoint, dict) else None, identity)
     return checkpoint
-
-
-def damaged_file(path: Path) -> RunError:
-    return RunError(f"{path}: damaged; delete it to begin the run anew")
 
 
 def write_json(path: Path, value: Mapping) -> None:
