@@ -332,10 +332,9 @@ def train(
             status, step = "diverged", diverged.args[0]
         finally:
             recorder.close()
-        result = {"status": status, "step": step, "data": dataset.name, "fold": config.fold, "seed": config.seed}
-        result |= {"sizes": sizes, "best": best(rows), "last": rows[-1], "seconds": time.perf_counter() - since}
-        result |= run.circumstances(model, device)
-        return opened.finish(result) | {"folder": str(folder)}
+        end = {"status": status, "step": step, "best": best(rows), "last": rows[-1]}
+        end |= {"seconds": time.perf_counter() - since}
+        return opened.finish(run.outcome(config, dataset, model, sizes, device, **end)) | {"folder": str(folder)}
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

@@ -296,9 +296,9 @@ def train_lightning(config: Config, folder: str | Path, quiet: bool = False, **m
             recorder.close()
         if not first:
             sys.exit()
-        result = {"status": status, "step": step, "data": dataset.name, "fold": config.fold, "seed": config.seed}
-        result |= {"sizes": datamodule.sizes, "best": train.best(module.rows), "last": module.rows[-1]}
-        result |= {"seconds": time.perf_counter() - module.since} | run.circumstances(module.model, device)
+        end = {"status": status, "step": step, "best": train.best(module.rows), "last": module.rows[-1]}
+        end |= {"seconds": time.perf_counter() - module.since}
+        result = run.outcome(config, dataset, module.model, datamodule.sizes, device, **end)
         return opened.finish(result) | {"folder": str(folder)}
 
 

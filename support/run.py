@@ -304,11 +304,12 @@ def count_parameters(model: nn.Module) -> int:
     return sum(weights.numel() for weights in model.parameters())
 
 
-def circumstances(model: nn.Module, device: torch.device) -> dict:
-    """What was trained, and on what: parameters, versions, and the name of the processor."""
+def outcome(config, dataset, model: nn.Module, sizes: Mapping, device: torch.device, **end) -> dict:
+    """What a run returns: how it ended (status, step, best, last, seconds), what was trained, and on what."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    return {"parameters": count_parameters(model), "versions": versions, "device": name}
+    result = {"data": dataset.name, "fold": config.fold, "seed": config.seed, "sizes": sizes}
+    return end | result | {"parameters": count_parameters(model), "versions": versions, "device": name}
 
 
 def processor() -> str:
