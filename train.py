@@ -257,32 +257,33 @@ def train(
     """
     config, dataset = run.resolved(config)
     device = torch.device(config.device)
+    tensors = {split: data.split_tensors(dataset, split, config.fold, device, config.fraction) for split in splits}
+    sizes = {split: len(labels) for split, (_, labels) in tensors.items()}
     init, order, augmentation = random_streams(config.seed, device)
+    batches = data.Batches(*tensors["train"], config.batch_size, order)
     torch.manual_seed(init)
     model = make_model(config, dataset)
     if any(isinstance(weights, nn.UninitializedParameter) for weights in model.parameters()):
         predict(model, torch.zeros(1, *dataset.train_images.shape[1:]))  # lazy layers learn their sizes
     model = model.to(device)
+    optimizer, scheduler = build_optimizer(model, config, config.epochs * len(batches))
+    state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    streams = {"order": order, "augmentation": augmentation}
+
     with run.machine(config), run.RunFolder(Path(folder), run.identity_of(config, dataset, model)) as opened:
         if opened.result:
             return opened.result | {"folder": str(folder)}
-        tensors = {split: data.split_tensors(dataset, split, config.fold, device, config.fraction) for split in splits}
-        sizes = {split: len(labels) for split, (_, labels) in tensors.items()}
         run.check_batches(config, sizes["train"])
-        batches = data.Batches(*tensors["train"], config.batch_size, order)
-        optimizer, scheduler = build_optimizer(model, config, config.epochs * len(batches))
-        state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-        streams = {"order": order, "augmentation": augmentation}
         progress = opened.go_on(state, streams)
         rows, since = progress.rows, time.perf_counter() - progress.seconds
+        if not quiet:
+            run.announce(config, dataset, model, sizes)
 
         moments = observe.evaluation_epochs(config.epochs, config.evaluations)
         with_histograms = observe.histogram_epochs(moments, config.histograms)
         recorder = observe.Recorder(opened.path, progress.epoch * len(batches))
         if not rows:
             introduce(recorder, config, tensors["train"][0])
-        if not quiet:
-            run.announce(config, dataset, model, sizes)
 
         bar = tqdm(total=config.epochs, initial=progress.epoch, unit="epoch", smoothing=0, disable=quiet or None)
         status, step = "finished", 0
