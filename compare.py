@@ -4,41 +4,29 @@
     python compare.py             compares them, as tuned, on the folds 3 to 19
     python compare.py --report    rebuilds the published tables and figures, and trains nothing
 
-    python compare.py --folds 3-5 --methods L2 "dropout + L2"     a quick look
+    python compare.py --folds 3 --methods L2 "dropout + L2"     a quick look, on three folds
 
 No run is made twice: the same command goes on where it was cut off.
 """
 
 import itertools
 import math
-import re
 import sys
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import tyro
 from scipy import stats
 
 import data
+import planned
 from data import COMPARISON_FOLDS, TUNING_FOLDS
-from planned import BASE, ONE_LOOK, folder_of_choice, other_settings, plan, run_plans, study_folder
-from support import cluster, report
+from planned import BASE, ONE_LOOK, PlannedOptions, plan, run_plans
+from support import cluster, report, shell
 from support.run import RunError, command, prepared
-from support.shell import (
-    Folder,
-    between,
-    checked,
-    errors_in_one_line,
-    flag,
-    given_flags,
-    parse,
-    refuse_given,
-    wrong_arguments,
-)
 from support.space import SPACE
 from support.statistics import PLAIN, WITHOUT, ReportError, at_border
 from train import Config
@@ -97,46 +85,28 @@ NUISANCES = ("lr", "schedule")  # set for every method, and part of none
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-@checked
-class CompareOptions:
+@shell.checked
+class CompareOptions(PlannedOptions):
     """Compare the methods of the table in compare.py. A setting of train.py, given here, holds for all."""
 
-    config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=lambda: BASE)
+    folds: Annotated[int, shell.between(2, len(COMPARISON_FOLDS))] = len(COMPARISON_FOLDS)  # how many of 3 to 19
     methods: tuple[Literal[tuple(METHODS)], ...] = ()  # such as L2 "dropout + L2": only these, and "plain, tuned"
-    folds: str = "3-19"  # such as 3-7 or 3,5,8
     tune: bool = False  # do not compare, but tune the methods on folds 0, 1 and 2
-    report: bool = False  # train nothing: rebuild the published tables and figures from their files
-    workers: Annotated[int, between(1, 1000)] = 2  # processes, with one thread each
-    scheduler: str = ""  # such as tcp://host:8786, of a running `dask scheduler`, whose machines then do the work
-    studies_dir: Folder = "studies"  # folder of all studies; this one is kept in its folder compare
-
-    def __post_init__(self):
-        chosen_folds(self.folds)
-
-
-def chosen_folds(text: str) -> list[int]:
-    """Of a list of folds and ranges of folds; ValueError with one line if one of them does not compare."""
-    folds = set()
-    for part in text.split(","):
-        ends = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        found = range(int(ends[1]), int(ends[2] or ends[1]) + 1) if ends else []
-        if not found or not set(found) <= set(COMPARISON_FOLDS):
-            raise ValueError(f"--folds {text}: allowed are 3 to 19, such as 3-7 or 3,5,8; the others tune")
-        folds |= set(found)
-    return sorted(folds)
 
 
 def refuse_what_is_ignored(options: CompareOptions, argv: Sequence[str]) -> None:
     """Ends the program if one of the arguments, even with the value of its default, would change nothing."""
-    if options.report and len(given_flags(argv)) > 1:
-        wrong_arguments("--report: rebuilds what is published as it is; drop the other arguments")
+    if options.report and len(shell.given_flags(argv)) > 1:
+        shell.wrong_arguments("--report: rebuilds what is published as it is; drop the other arguments")
     methods = {*NUISANCES, *(name for settings in METHODS.values() for name in settings)}
-    refused = {flag(name): "every method sets its own; drop it, or change METHODS in compare.py" for name in methods}
+    refused = {
+        shell.flag(name): "every method sets its own; drop it, or change METHODS in compare.py" for name in methods
+    }
     refused |= dict.fromkeys(("--fold", "--seed"), "the folds are those of --folds, each with its number as seed")
     if options.tune:
-        own = f"--tune runs all methods on the folds {TUNING_FOLDS} and looks at the end only; drop one of the two"
-        refused |= dict.fromkeys(("--methods", "--folds", *map(flag, ONE_LOOK)), own)
-    refuse_given(argv, refused)
+        ends = f"--tune runs all methods on the folds {TUNING_FOLDS} and looks at the end only; drop one of the two"
+        refused |= dict.fromkeys(("--methods", "--folds", *map(shell.flag, ONE_LOOK)), ends)
+    shell.refuse_given(argv, refused)
 
 
 # --- tuning ----------------------------------------------------------------------------------------------------------
@@ -232,25 +202,31 @@ def halve(rows: list[dict], known: dict[tuple[str, int], tuple[float, str]]) -> 
     return []
 
 
+def measure(groups: Sequence[list[dict]], known: dict, base: Config, options: PlannedOptions) -> None:
+    """Runs what `halve` asks for until it has chosen in each of `groups`; `known` grows by what was measured.
+
+    The test set is not even read.
+    """
+    while missing := [one for group in groups for one in halve(group, known)]:
+        configs = [replace(base, **row["settings"], fold=fold, seed=fold) for row, fold in missing]
+        found = run_plans([plan(config, ("train", "val")) for config in configs], options)
+        for (row, fold), one in zip(missing, found, strict=True):
+            known[row["command"], fold] = one.result["result"]["last"]["error/val"], one.result["processor"]
+
+
 def tune(options: CompareOptions) -> Path:
     """Writes tuned.csv: the validation errors of every point, and which one is chosen; returns its folder.
 
-    Methods come after those within them. What the published file holds is not measured again. The test set is not even
-    read.
+    Methods come after those within them. What the published file holds is not measured again.
     """
     folder, known, rows = results_folder(options), published_errors(), []
-    base = replace(options.config, **ONE_LOOK)
     for stage in range(1 + max(map(depth, METHODS))):
         groups = []
         for schedule in SCHEDULES:
             optima = {row["method"]: row["settings"] for row in rows if row["chosen"] and row["schedule"] == schedule}
             methods = [method for method in METHODS if method != RECIPE and depth(method) == stage]
             groups += [points(method, schedule, optima, options.config) for method in methods]
-        while missing := [one for group in groups for one in halve(group, known)]:
-            configs = [replace(base, **row["settings"], fold=fold, seed=fold) for row, fold in missing]
-            found = run_plans([plan(config, ("train", "val")) for config in configs], options)
-            for (row, fold), one in zip(missing, found, strict=True):
-                known[row["command"], fold] = one.result["result"]["last"]["error/val"], one.result["processor"]
+        measure(groups, known, replace(options.config, **ONE_LOOK), options)
         rows += [row for group in groups for row in group]
         report.write_tuned(folder / "tuned.csv", rows, list(SPACE), TUNING_FOLDS)
     return folder
@@ -291,7 +267,7 @@ def compare_methods(options: CompareOptions) -> Path:
         for part in (part for part in PARTS["everything"] if "everything" in methods and part not in PARTS):
             off = {name: getattr(BASE, name) for name in METHODS[part]}
             settings[f"everything{WITHOUT}{part}"] = settings["everything"] | off
-        for method, fold in itertools.product(settings, chosen_folds(options.folds)):
+        for method, fold in itertools.product(settings, COMPARISON_FOLDS[: options.folds]):
             configs[method, schedule, fold] = replace(options.config, **settings[method], fold=fold, seed=fold)
     order = sorted(configs, key=lambda key: key[-1])  # fold after fold: a look in the middle compares all methods
     found = dict(zip(order, run_plans([plan(configs[key]) for key in order], options), strict=True))
@@ -325,7 +301,7 @@ def averaged(folder: Path, configs: dict[tuple[str, str, int], Config], options:
 def check_by_sklearn(folder: Path, options: CompareOptions) -> None:
     """Writes sklearn.csv: errors here and of scikit-learn's network, without and with an L2 penalty, by fold."""
     base = replace(options.config, init="glorot")
-    pairs = itertools.product((0.0, 1e-4), chosen_folds(options.folds))
+    pairs = itertools.product((0.0, 1e-4), COMPARISON_FOLDS[: options.folds])
     configs = [replace(base, l2=penalty, fold=fold, seed=fold) for penalty, fold in pairs]
     found = run_plans([plan(config, sklearn=True) for config in configs], options)
     rows = [{"l2": config.l2, "fold": config.fold} | one.result for config, one in zip(configs, found, strict=True)]
@@ -341,9 +317,9 @@ def command_of(config: Config) -> str:
 def results_folder(options: CompareOptions) -> Path:
     """One for each choice of settings, data, methods and folds, so that no quick look touches another's files."""
     chosen = [f"methods={','.join(sorted(options.methods))}"] if options.methods else []
-    chosen += [f"folds={options.folds}"] if chosen_folds(options.folds) != list(COMPARISON_FOLDS) else []
-    words = ["tuning"] * options.tune + other_settings(options.config) + chosen
-    return folder_of_choice(study_folder(options), words)
+    chosen += [f"folds={options.folds}"] if options.folds < len(COMPARISON_FOLDS) else []
+    words = ["tuning"] * options.tune + planned.other_settings(options.config) + chosen
+    return planned.folder_of_choice(planned.study_folder(options), words)
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -351,8 +327,8 @@ def results_folder(options: CompareOptions) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    with errors_in_one_line(data.DataError, RunError, cluster.StudyError, ReportError):
-        options = parse(CompareOptions, argv)
+    with shell.errors_in_one_line(data.DataError, RunError, cluster.StudyError, ReportError):
+        options = shell.parse(CompareOptions, argv)
         refuse_what_is_ignored(options, argv)
         if options.report:
             print("\n".join([*report.write_tuning(TUNED_FILE.parent, list(METHODS)), ""]))
@@ -363,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines = report.write_tuning(folder, list(METHODS)) if options.tune else report.write_report(folder, PARTS)
         print("\n".join(lines))
         print(f"\ntables and figures: {folder}")
-        print(f"the runs:           tensorboard --logdir {study_folder(options) / 'runs'}")
+        print(f"the runs:           tensorboard --logdir {planned.study_folder(options) / 'runs'}")
 
 
 if __name__ == "__main__":

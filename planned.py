@@ -5,18 +5,19 @@
 All are kept in the study `compare` of --studies-dir.
 """
 
-import hashlib
 import math
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import tyro
 from scipy.optimize import minimize_scalar
 from torch import nn
 
@@ -26,7 +27,7 @@ from model import Dropout
 from regularizers import penalized_weights
 from support import cluster
 from support.run import RunError, differences, machine, read_rows
-from support.shell import as_text
+from support.shell import Folder, as_text, between, checked
 from support.verdicts import SMALL
 from train import Config, predict, train, trained_model
 
@@ -35,6 +36,17 @@ from train import Config, predict, train, trained_model
 BASE = Config(evaluations=20, histograms=0)  # what holds for all
 ONE_LOOK = {"evaluations": 1, "histograms": 0}  # of a run whose end alone counts
 MACHINE = ("data", "data_dir", "device", "threads")  # where and on which data, not which experiment
+
+
+@checked
+class PlannedOptions:
+    """What compare.py and sentences.py both take."""
+
+    config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=lambda: BASE)
+    report: bool = False  # train nothing: rebuild the published tables and figures from their files
+    workers: Annotated[int, between(1, 1000)] = 2  # processes, with one thread each
+    scheduler: str = ""  # such as tcp://host:8786, of a running `dask scheduler`, whose machines then do the work
+    studies_dir: Folder = "studies"  # folder of all studies; the runs are kept in its folder compare
 
 
 def dataset_of(config: Config) -> data.Dataset:
@@ -82,10 +94,7 @@ def other_settings(config: Config) -> list[str]:
 
 def folder_of_choice(place: Path, words: Sequence[str]) -> Path:
     """The folder in `place` that is called after `words`; "all" without any."""
-    name = re.sub(r"[^\w.,=+-]+", "-", "_".join(words)) or "all"
-    if len(name) > 150:
-        name = f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    folder = place / name
+    folder = place / (re.sub(r"[^\w.,=+-]+", "-", "_".join(words)) or "all")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
