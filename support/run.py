@@ -226,10 +226,8 @@ def new_folder(runs_dir: str, name: str, settings: str) -> Path:
     folder = Path(runs_dir, name or f"{settings}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         folder.mkdir(parents=True, exist_ok=bool(name))
-    except FileExistsError:
-        raise RunError(f"{folder}: was begun in this very second; give one of the two a --name") from None
     except OSError as error:
-        raise RunError(f"{folder}: cannot be made ({error.strerror}); choose another --runs-dir") from None
+        raise RunError(f"{folder}: cannot be made ({error.strerror}); give a --name, or another --runs-dir") from None
     return folder
 
 

@@ -112,8 +112,6 @@ def errors_in_one_line(*expected: type[Exception]) -> Iterator[None]:
     if os.environ.get(TRACEBACK):
         yield
         return
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # `script &` in a shell: kill -INT is to stop it, too
     hook, threading.excepthook = threading.excepthook, lambda _: None  # what a library's thread hits, the caller will
     try:
         try:

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import Cut, cut_at
 from sklearn import neural_network
 
 import data
@@ -96,21 +95,6 @@ def test_the_calibration_error_is_that_of_the_bins():
 
 
 # --- what is cut off, and what diverges
-
-
-def test_a_killed_run_goes_on(digits, tmp_path):
-    config = replace(digits, epochs=20, evaluations=20)
-    whole, again = planned.one_network(config, tmp_path / "whole"), None
-    with pytest.raises(Cut):
-        train(config, tmp_path / "cut", quiet=True, on_evaluation=cut_at(6))
-    assert (tmp_path / "cut" / "last.pt").exists()
-    again = planned.one_network(config, tmp_path / "cut")
-    for found in (whole, again):
-        for name in ("folder", "seconds"):
-            del found["result"][name]
-        for moment in ("last", "best"):
-            del found["result"][moment]["seconds"]
-    assert again == whole
 
 
 def test_a_diverged_run_has_no_weights(digits, tmp_path):

@@ -62,11 +62,7 @@ def test_another_run_is_refused_and_told_what_differs(over, tmp_path):
     for change, words in (
         ({"lr": 0.2}, "lr 0.1, not 0.2; it goes on under its own settings; else take another --name"),
         ({"hidden": [3], "data_sha256": "abd"}, r"hidden \[3, 2\], not \[3\]; other data; it goes on"),
-        (
-            {"network": {"0.weight": [3, 5]}},
-            "another network; .* one of your own through train",
-        ),
-        ({"new": 1}, "new None, not 1"),
+        ({"network": {"0.weight": [3, 5]}}, "another network; .* one of your own through train"),
     ):
         with pytest.raises(RunError, match=f"is of a run with {words}"), RunFolder(tmp_path, IDENTITY | change):
             pytest.fail("was let in")
@@ -92,15 +88,11 @@ def test_one_process_at_a_time_and_the_half_files_of_a_killed_one_go(tmp_path):
         assert not list(tmp_path.glob(".last.pt*"))
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (NotImplementedError(), "its file system has no locks"),
-        (OSError(errno.ENOLCK, "No locks available"), "No locks available"),
-        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
-    ],
-)
-def test_where_nothing_can_be_locked_or_written_a_finished_run_is_read(error, reason, tmp_path, monkeypatch):
+NO_LOCKS = {NotImplementedError(): "has no locks", OSError(errno.EROFS, "Read-only disk"): "Read-only disk"}
+
+
+@pytest.mark.parametrize("error", NO_LOCKS)
+def test_where_nothing_can_be_locked_or_written_a_finished_run_is_read(error, tmp_path, monkeypatch):
     with RunFolder(tmp_path / "over", IDENTITY) as folder:
         folder.finish(RESULT)
 
@@ -110,25 +102,17 @@ def test_where_nothing_can_be_locked_or_written_a_finished_run_is_read(error, re
     monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     with RunFolder(tmp_path / "over", IDENTITY) as folder:
         assert folder.result == RESULT
-    with (
-        pytest.raises(RunError, match=rf"cannot be used \({reason}.*\); choose another --runs-dir"),
-        RunFolder(tmp_path / "new", IDENTITY),
-    ):
+    words = rf"cannot be used \(.*{NO_LOCKS[error]}.*\); choose another --runs-dir"
+    with pytest.raises(RunError, match=words), RunFolder(tmp_path / "new", IDENTITY):
         pytest.fail("was let in")
 
 
-def test_a_name_is_the_name_of_a_folder(tmp_path, monkeypatch):
+def test_a_name_is_the_name_of_a_folder(tmp_path):
     assert new_folder(tmp_path, "mine", "lr=1") == new_folder(tmp_path, "mine", "lr=2") == tmp_path / "mine"
-    monkeypatch.setattr(time, "strftime", lambda _: "20260101-000000")
-    assert new_folder(tmp_path, "", "lr=1").name == "lr=1-20260101-000000"
-    with pytest.raises(RunError, match="begun in this very second; give one of the two a --name"):
-        new_folder(tmp_path, "", "lr=1")
+    assert new_folder(tmp_path, "", "lr=1").name.startswith("lr=1-20")
     for name in ("a/b", "/etc", "..", "../x"):
         with pytest.raises(RunError, match=r"--name .*: allowed is the name of a folder"):
             new_folder(tmp_path, name, "lr=1")
-    (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="choose another --runs-dir"):
-        new_folder(tmp_path / "file", "", "lr=1")
 
 
 # --- what it takes to go on
@@ -156,13 +140,8 @@ def test_a_checkpoint_brings_everything_back(make, settings, tmp_path):
 
 
 def test_a_checkpoint_that_lacks_something_or_is_none_is_one_line(tmp_path):
-    for value, words in (
-        (
-            {"model": {}, "identity": IDENTITY},
-            "no checkpoint of this script; go on with the one",
-        ),
-        ([1, 2], "does not say which run it belongs to"),
-    ):
+    foreign = {"model": {}, "identity": IDENTITY}, "no checkpoint of this script; go on with the one"
+    for value, words in (foreign, ([1, 2], "does not say which run it belongs to")):
         torch.save(value, tmp_path / "last.pt")
         with pytest.raises(RunError, match=rf"last\.pt: {words}"), RunFolder(tmp_path, IDENTITY) as folder:
             folder.go_on(state_of(), streams())

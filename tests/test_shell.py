@@ -15,7 +15,7 @@ import tyro
 from helpers import refused
 
 from support import shell
-from support.shell import Folder, between, checked, errors_in_one_line, interrupts, parse, refuse_given, replacing
+from support.shell import Folder, between, checked, errors_in_one_line, interrupts, parse, replacing
 
 # --- arguments
 
@@ -67,12 +67,6 @@ WRONG = {
 def test_a_wrong_argument_says_what_is_wrong_and_what_is_allowed(arguments, capfd):
     code, found = refused(capfd, lambda argv: parse(Toy, argv), *arguments.split())
     assert code == 2 and WRONG[arguments] in found, found
-
-
-def test_options_that_do_not_belong_here_are_refused_by_name(capfd):
-    refuse_given(["--rate", "1"], {"--name": "not here"})
-    code, found = refused(capfd, lambda argv: refuse_given(argv, {"--runs-dir": "lies elsewhere"}), "--runs_dir=x")
-    assert code == 2 and found == "error: --runs-dir: lies elsewhere (--help lists the settings)\n"
 
 
 # --- the last line of defence
@@ -132,18 +126,6 @@ def test_a_closed_pipe_is_quiet_however_the_script_ends(end):
 
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="there os.kill ends a process, whatever the signal")
-
-
-@posix
-def test_sigint_that_was_ignored_works_again():
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for `script &`
-    try:
-        with pytest.raises(SystemExit) as stop, errors_in_one_line():
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-        assert stop.value.code == 130
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @posix

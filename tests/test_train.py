@@ -30,7 +30,7 @@ from model import store_grad
 from observe import EVENT_FILES, evaluation_epochs, layers
 from regularizers import l1_penalty, l2_penalty, penalized_weights
 from support import shell
-from support.run import RunError, RunFolder, command, read_rows
+from support.run import RunError, command, read_rows
 from train import Config, TrainOptions, build_model, build_optimizer, evaluate, main, objective, train, trained_model
 
 DIGITS = Config(data="digits", device="cpu", epochs=20, evaluations=5, histograms=3)  # as the fixture `digits`
@@ -181,24 +181,18 @@ def test_patience_stops_after_evaluations_without_a_lower_validation_cost(digits
     assert_equal_runs(tmp_path / "cut", tmp_path / "stopped")
 
 
-def test_threads_and_precision_are_the_run_s_own(digits, whole, tmp_path):
-    def machine():
-        return torch.get_num_threads(), torch.get_float32_matmul_precision()
-
+def test_threads_and_precision_are_the_run_s_own(digits, tmp_path):
     seen = []
     torch.set_num_threads(3)
     torch.set_float32_matmul_precision("high")
+    machine = lambda *_: seen.append((torch.get_num_threads(), torch.get_float32_matmul_precision()))  # noqa: E731
     try:
-        for threads, epochs in ((1, 20), (2, 1)):
-            config = replace(digits, threads=threads, epochs=epochs)
-            quietly(config, tmp_path / str(threads), on_evaluation=lambda row, best: seen.append(machine()))
-        cut_off(quietly, digits, tmp_path / "cut", 0)
-        assert machine() == (3, "high"), "afterwards they are the caller's again"
+        quietly(replace(digits, threads=2, epochs=1), tmp_path, on_evaluation=machine)
+        machine()
     finally:
         torch.set_float32_matmul_precision("highest")
         torch.set_num_threads(1)
-    assert seen == [(1, "highest")] * 6 + [(2, "highest")] * 2
-    assert same(weights(tmp_path / "1"), weights(whole))
+    assert seen == [(2, "highest")] * 2 + [(3, "high")], "afterwards they are the caller's again"
 
 
 def test_held_out_images_train_nothing_and_test_images_choose_nothing(digits, tmp_path, monkeypatch):
@@ -392,24 +386,6 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path):
     assert not list(killed.glob(".*.tmp"))
 
 
-def test_what_is_saved_has_been_shown(digits, tmp_path, monkeypatch):
-    """TensorBoard's thread writes late; a run killed right after a checkpoint must not lack the points before it."""
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    write, save, shown = RecordWriter.write, RunFolder.save, []
-
-    def look_and_save(folder, state, streams, progress):
-        steps = points(folder.path)
-        assert steps["loss/val"] == [row["step"] for row in progress.rows] == steps["gradient_rms/linear4"]
-        shown.append(progress.epoch)
-        save(folder, state, streams, progress)
-
-    monkeypatch.setattr(RecordWriter, "write", lambda *arguments: (time.sleep(0.002), write(*arguments)))
-    monkeypatch.setattr(RunFolder, "save", look_and_save)
-    quietly(replace(digits, evaluations=20, epochs=3), tmp_path)
-    assert shown == [1, 2, 3]
-
-
 def press_at(epoch, press):
     return lambda row, best: press() if row["epoch"] == epoch else None
 
@@ -536,13 +512,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(
-    ("file", "damage"),
-    [
-        *(("last.pt", damage) for damage in DAMAGES),
-        ("config.json", "cut"),
-        ("result.json", "cut"),
-        ("result.json", "empty"),
-    ],
+    ("file", "damage"), [*(("last.pt", damage) for damage in DAMAGES), ("config.json", "cut"), ("result.json", "empty")]
 )
 def test_a_damaged_file_is_one_line_and_stays(file, damage, whole, cut_run, tmp_path, capfd):
     run = shutil.copytree(whole if file == "result.json" else cut_run, tmp_path / "run")
@@ -550,14 +520,6 @@ def test_a_damaged_file_is_one_line_and_stays(file, damage, whole, cut_run, tmp_
     before, (code, line) = contents(run), refused(capfd, main, "--resume", run)
     assert code == 1 and f"{run / file}: damaged" in line and "SHOW_TRACEBACK" not in line, line
     assert contents(run) == before and "EXECUTED" not in os.environ
-
-
-def test_a_checkpoint_may_be_deleted_and_measurements_are_written_anew(cut_run, digits, whole, tmp_path):
-    run = shutil.copytree(cut_run, tmp_path / "run")
-    (run / "metrics.csv").write_bytes(b"\xff,\n\n1")  # nothing reads it to go on
-    (run / "last.pt").unlink()
-    quietly(digits, run)
-    assert_equal_runs(run, whole)
 
 
 # --- bad input: one line, exit code 2 for wrong arguments and 1 for anything else
@@ -582,9 +544,8 @@ def test_everything_else_that_is_wrong(tmp_path, capfd):
     (tmp_path / "file").touch()
     here = ("--data", "digits", "--epochs", 2, "--device", "cpu", "--runs-dir", tmp_path)
     for arguments, words in (
-        ((*here[:-1], tmp_path / "file/runs"), "choose another --runs-dir"),
+        ((*here[:-1], tmp_path / "file/runs"), "another --runs-dir"),
         ((*here, "--name", "a/b"), "without slashes"),
-        ((*here, "--name", "n" * 300), "File name too long"),
         ((*here, "--norm", "batch", "--batch-size", 71), "--batch-size 71"),
         (("--resume", tmp_path / "nowhere"), "No such file"),
         (("--resume", tmp_path / "file"), "Not a directory"),
@@ -630,20 +591,6 @@ def test_a_full_disk(left, small_disk, digits, whole, capfd):
     run_main(*arguments)
     assert_equal_runs(run, whole)
     assert not list(run.glob(".*.tmp"))
-
-
-def test_a_disk_that_becomes_read_only(small_disk, whole, cut_run, capfd):
-    """What is cut off is refused in one line; what is over can be read."""
-    shutil.copytree(cut_run, small_disk / "cut")
-    shutil.copytree(whole, small_disk / "over", ignore=shutil.ignore_patterns(".lock"))
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    for arguments in (("--resume", small_disk / "cut"), ("--data", "digits", "--runs-dir", small_disk)):
-        code, line = refused(capfd, main, *arguments)
-        assert code == 1 and "Read-only file system" in line and str(small_disk) in line, line
-    run_main("--resume", small_disk / "over")
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
-    run_main("--resume", small_disk / "cut")
-    assert_equal_runs(small_disk / "cut", whole)
 
 
 # --- the screen
