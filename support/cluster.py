@@ -45,6 +45,8 @@ SETTINGS = {
     "distributed.worker.profile.enabled": False,
     "distributed.deploy.lost-worker-timeout": "1h",  # else a worker that is slow to come back is given up for good
     "distributed.scheduler.allowed-failures": 3,  # workers that may die of one run before Dask gives it back
+    # Without Dask's MALLOC_TRIM_THRESHOLD_, with which every batch is new memory, and a third of the time goes there
+    "distributed.nanny.pre-spawn-environ": dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), 1),
 }
 # What a worker evaluates. The scheduler reads it as well, so there is not a word of ours in it to be imported there.
 TASK = "[path := __import__('sys').path, root in path or path.insert(0, root), __import__('pickle').loads(work)][-1]()"
