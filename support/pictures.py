@@ -29,39 +29,32 @@ class Frame(NamedTuple):
 
 
 def read_picture(path: str, frame: Frame, height: int, width: int) -> np.ndarray:
-    """The digit in a PNG or JPEG file as a network sees it, or a PictureError."""
-    advice = "give a PNG or JPEG of one digit, dark on light or light on dark"
+    """The digit in a PNG or JPEG file as a network sees it, (height, width) from 0 to 1, or a PictureError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=("PNG", "JPEG")) as picture:
                 return centred(ink_of(picture), frame, height, width)
     except PictureError as error:
-        reason, advice = str(error).split("; ")
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError, MemoryError):
-        reason, advice = "has too many pixels", "make it smaller"
+        reason = str(error)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        reason = "has too many pixels; make it smaller"
     except UnidentifiedImageError:
-        reason = "is neither PNG nor JPEG"
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror})" if error.strerror else "is damaged or cut off"
-    except Exception:  # decoders fail in many ways
-        reason = "is damaged"
-    raise PictureError(f"{path}: {reason}; {advice}")
+        reason = "is neither PNG nor JPEG; save it as one of them"
+    except Exception as error:  # decoders fail in many ways
+        reason = getattr(error, "strerror", None) or "is damaged or cut off; save it again"
+    raise PictureError(f"{path}: {reason}")
 
 
 def grey_of(picture: Image.Image) -> np.ndarray:
     """A picture in grey, black 0 and white 1: (h, w). Ink of one colour on transparent paper is black on white."""
     picture = ImageOps.exif_transpose(picture)  # a telephone turns its pictures by a note in the file
-    if deep := picture.mode.startswith(("I", "F")):  # more than 8 bits, which convert would clip
-        picture = Image.fromarray(np.asarray(picture, np.float32) / 65535)
-    else:
-        picture = picture.convert("RGBA")
+    if picture.mode.startswith("I"):  # 16 bits, which convert would clip
+        picture = Image.fromarray((np.asarray(picture) / 257).astype(np.uint8))
+    picture = picture.convert("RGBA")
     picture.thumbnail((WORKING_SIZE, WORKING_SIZE), Image.Resampling.BOX)
-    if deep:
-        return np.asarray(picture)
-    grey, alpha = (
-        np.asarray(one, np.float32) / 255 for one in (picture.convert("RGB").convert("L"), picture.getchannel("A"))
-    )
+    grey = np.asarray(picture.convert("RGB").convert("L"), np.float32) / 255
+    alpha = np.asarray(picture.getchannel("A"), np.float32) / 255
     opaque = grey[alpha > 0.5]
     if alpha.min() < 0.5 and opaque.size and np.ptp(np.quantile(opaque, (0.02, 0.98))) < 0.1:
         return 1 - alpha
@@ -77,14 +70,11 @@ def ink_of(picture: Image.Image) -> np.ndarray:
     noise = 1.4 * np.median(abs(grey - ndimage.median_filter(grey, 3)))
     if noise > 0.01:
         grey = ndimage.gaussian_filter(grey, min(30 * noise, max(grey.shape) / 100))
-    found = [reading for sign in (1, -1) if (reading := strokes(grey, sign, FAINT[bool(noise > 0)]))]
+    readings = [strokes(grey, sign, FAINT[bool(noise > 0)]) for sign in (1, -1)]
+    found = sorted(filter(None, readings), key=lambda reading: -reading[0])
     if not found:
-        if np.ptp(ndimage.uniform_filter(grey, 5)) < LEAST_CONTRAST:
-            raise PictureError("is all of one grey; give a picture of one digit, dark on light or light on dark")
         raise PictureError("shows no digit that stands free; leave paper around it, without dark lines or a table")
-    (_, thick, ink), *others = sorted(found, key=lambda reading: -reading[0])
-    if others and thick > SHEET * others[0][1]:
-        ink = others[0][2]
+    _, _, ink = found[-1] if found[0][1] > SHEET * found[-1][1] else found[0]
     if ink is None:
         raise PictureError("shows more than one digit; give a picture of each")
     return ink
@@ -107,34 +97,32 @@ def strokes(grey: np.ndarray, sign: int, faint: float) -> tuple[float, float, np
     for width in (0, longest // 100, longest // 50, longest // 25):  # lines up to so wide would tie it to the edge
         free = ndimage.grey_opening(ink, size=width) if width > 1 else ink
         free = free - attached(free)
-        mask, others = the_digit(free) if free.max() > 0.03 else (np.zeros_like(ink, bool), False)
-        typical = np.median(depth[mask]) if mask.any() else 0
-        rim = mask & ~ndimage.binary_erosion(mask, EIGHT)
-        if typical < LEAST_CONTRAST or (rise[rim] > 0.4 * depth[rim].clip(typical)).mean() < SHARP:
+        if free.max() <= 0.03:
             continue
+        mask, others = the_digit(free)
+        typical = np.median(depth[mask])
+        rim = mask & ~ndimage.binary_erosion(mask, EIGHT)
         length = max(np.ptp(np.argwhere(mask), axis=0) + 1)
         thickness = ndimage.distance_transform_edt(mask).max() / length
-        if thickness > THICKEST:
+        sharp = (rise[rim] > 0.4 * depth[rim].clip(typical)).mean()
+        if typical < LEAST_CONTRAST or sharp < SHARP or thickness > THICKEST:
             continue
-        if others:
-            return length, thickness, None
         near = ndimage.binary_dilation(mask, EIGHT, iterations=2 + longest // 200)
         ink = np.where(near, free / free[near].max(), 0)
         ink[ink < faint] = 0
-        return length, thickness, ink
+        return length, thickness, None if others else ink
     return None
 
 
 def attached(ink: np.ndarray, levels: int = 24) -> np.ndarray:
     """The strongest ink by which each pixel of `ink` (h, w) hangs together with the edge of the picture."""
-    found = np.zeros_like(ink)
-    for level in np.linspace(0, ink.max(), levels + 1)[1:] if ink.any() else ():
+    found, edge = np.zeros_like(ink), np.ones(ink.shape, bool)
+    edge[1:-1, 1:-1] = False
+    for level in np.linspace(0, ink.max(), levels + 1)[1:]:
         labels, count = ndimage.label(ink >= level, EIGHT)
         touching = np.zeros(count + 1, bool)
-        for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-            touching[edge] = True
-        touching[0] = False
-        found[touching[labels]] = level + ink.max() / levels
+        touching[labels[edge]] = True
+        found[touching[labels] & (labels > 0)] = level + ink.max() / levels
     return np.minimum(found, ink)
 
 
@@ -143,27 +131,21 @@ def the_digit(ink: np.ndarray) -> tuple[np.ndarray, bool]:
     threshold = 0.4 * ink.max()
     for _ in range(2):  # a speck may be darker than the digit
         labels, count = ndimage.label(ink > threshold, EIGHT)
-        mass, boxes = ndimage.sum_labels(ink, labels, range(1, count + 1)), ndimage.find_objects(labels)
-        lengths = np.array([max(side.stop - side.start for side in box) for box in boxes])
+        mass = ndimage.sum_labels(ink, labels, range(1, count + 1))
+        boxes = np.array([[(side.start, side.stop) for side in box] for box in ndimage.find_objects(labels)])
+        low, high = boxes[..., 0], boxes[..., 1]
+        lengths = (high - low).max(axis=1)
         for one in np.flatnonzero(lengths > 0.3 * lengths.max()):
-            box = boxes[one]
-            inner = [(side.stop - side.start) // 4 for side in box]
-            middle = tuple(slice(side.start + d, side.stop - d) for side, d in zip(box, inner, strict=True))
-            held = [min(gaps(box, other, inside=True)) > 0 for other in boxes]
-            if not (labels[middle] == one + 1).any() and any(lengths[held] > 0.15 * lengths[one]):
+            inner = (high[one] - low[one]) // 4
+            (top, left), (bottom, right) = low[one] + inner, high[one] - inner
+            held = ((low > low[one]) & (high < high[one])).all(axis=1)
+            if not (labels[top:bottom, left:right] == one + 1).any() and any(lengths[held] > 0.15 * lengths[one]):
                 mass[one] = 0  # a frame
         main = mass.argmax()
         threshold = 0.4 * np.quantile(ink[labels == main + 1], 0.9)
-    apart = np.array([max(gaps(boxes[main], box)) for box in boxes]) > 0.3 * lengths[main]
+    apart = np.maximum(low - high[main], low[main] - high).max(axis=1) > 0.3 * lengths[main]
     kept = (mass > 0.03 * mass[main]) & (lengths > 0.1 * lengths[main]) & ~apart
     return np.isin(labels, np.flatnonzero(kept) + 1), bool((apart & (mass > 0.2 * mass[main])).any())
-
-
-def gaps(a: tuple[slice, ...], b: tuple[slice, ...], inside: bool = False) -> list[int]:
-    """Along each axis, the pixels between the boxes `a` and `b`; or those by which `b` lies inside `a`."""
-    if inside:
-        return [min(y.start - x.start, x.stop - y.stop) for x, y in zip(a, b, strict=True)]
-    return [max(y.start - x.stop, x.start - y.stop) for x, y in zip(a, b, strict=True)]
 
 
 def centred(ink: np.ndarray, frame: Frame, height: int, width: int) -> np.ndarray:
@@ -172,28 +154,22 @@ def centred(ink: np.ndarray, frame: Frame, height: int, width: int) -> np.ndarra
     So MNIST was made (the foot of yann.lecun.com/exdb/mnist): fitted into 20 x 20 pixels, and put into 28 x 28 so that
     the centre of mass is in the middle.
     """
-    rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
-    box = Image.fromarray(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-    scale = min(frame.longest / max(box.size), width / box.width, height / box.height)
-    size = [max(1, round(side * scale)) for side in box.size]
-    digit = np.asarray(box.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+    picture = Image.fromarray(ink)
+    picture = picture.crop(picture.getbbox())
+    scale = min(frame.longest / max(picture.size), width / picture.width, height / picture.height)
+    size = [max(1, round(side * scale)) for side in picture.size]
+    digit = np.asarray(picture.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
     digit = digit / digit.max()  # a thin line grows pale when it is made small
     image = np.zeros((height, width), np.float32)
-    corner = np.floor(np.array([frame.row, frame.column]) + 0.5 - centre_of_mass(digit[None])[0])
-    row, column = np.clip(corner.astype(int), 0, np.subtract(image.shape, digit.shape))
+    corner = np.floor(np.array([frame.row, frame.column]) + 0.5 - ndimage.center_of_mass(digit)).astype(int)
+    row, column = np.clip(corner, 0, np.subtract(image.shape, digit.shape))
     image[row : row + digit.shape[0], column : column + digit.shape[1]] = digit
     return image
-
-
-def centre_of_mass(images: np.ndarray) -> np.ndarray:
-    """Row and column of that of each of `images` (N, H, W): (N, 2), counted from 0."""
-    mass = images / images.sum(axis=(1, 2), keepdims=True, dtype=float)
-    return np.stack([mass.sum(axis=3 - axis) @ np.arange(images.shape[axis]) for axis in (1, 2)], axis=1)
 
 
 def frame_of(images: np.ndarray) -> Frame:
     """How the digits in `images` (N, H, W) usually lie: in MNIST 20 pixels long, and around the pixel (14, 14)."""
     images = images[images.any(axis=(1, 2))]
     lengths = [side.shape[1] - side.argmax(1) - side[:, ::-1].argmax(1) for side in (images.any(2), images.any(1))]
-    centre = np.round(2 * centre_of_mass(images).mean(axis=0)) / 2
+    centre = np.round(2 * np.array(ndimage.center_of_mass(images.mean(axis=0)))) / 2
     return Frame(int(np.median(np.maximum(*lengths))), *centre)
