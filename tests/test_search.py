@@ -4,13 +4,13 @@ import json
 import re
 import signal
 import typing
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 
 import numpy as np
 import optuna
 import pytest
 from helpers import ROOT, contents, events, refused
-from optuna.trial import FixedTrial, TrialState, create_trial
+from optuna.trial import FixedTrial, TrialState
 from test_cluster import command, said, until
 
 import data
@@ -61,12 +61,13 @@ def in_process(monkeypatch):
     return shown
 
 
-def searched(*arguments, tmp_path):
-    search.main([*map(str, arguments), "--data", "digits", "--device", "cpu", "--studies-dir", str(tmp_path)])
+def line(tmp_path, *arguments):
+    """A command line of search.py, of its defaults on digits, and `arguments`."""
+    return ["--data", "digits", "--device", "cpu", "--studies-dir", str(tmp_path), *map(str, arguments)]
 
 
 def load(tmp_path, **more):
-    return search.of_study(SearchOptions(report="search", studies_dir=str(tmp_path), **more))[1]
+    return search.open_study(SearchOptions(studies_dir=str(tmp_path), **more))
 
 
 def results(folder):
@@ -99,14 +100,6 @@ def test_every_suggested_value_reaches_the_run(options, monkeypatch):
     assert replace(config, **{name: getattr(options.config, name) for name in VALUES}) == options.config
 
 
-def test_a_strength_is_asked_for_only_where_it_is_used(options):
-    trial = FixedTrial(OFF)
-    config = suggest(trial, options.config, SEARCHABLE)
-    switches = {name for name in PARAMETERS if name.startswith("use_")}
-    assert set(trial.params) == {"lr", "schedule", "init", "norm"} | switches
-    assert config == replace(options.config, lr=2e-3, schedule="one-cycle", init="he", norm="layer")
-
-
 def test_ranges_are_those_of_the_space_and_choices_those_of_the_settings(options):
     trial = FixedTrial(PARAMETERS)
     suggest(trial, options.config, SEARCHABLE)
@@ -124,7 +117,6 @@ def test_what_is_not_searched_stays_as_it_was_given(options):
         config = suggest(FixedTrial(PARAMETERS), options.config, [name])
         changed = {f.name for f in fields(Config) if getattr(config, f.name) != getattr(options.config, f.name)}
         assert changed == (set(search.GEOMETRY) if name == "geometry" else {name})
-    assert SearchOptions(augment=True).searched == ["lr", "norm", "l1", "l2", "dropout", "noise", "geometry"]
     assert SearchOptions(search="weight-decay,lr").searched == ["lr", "weight_decay"]
 
 
@@ -199,137 +191,112 @@ def test_an_interrupted_trial_goes_on_to_the_cost_of_an_undisturbed_one(options,
 
 def test_a_killed_search_goes_on_with_the_trials_that_it_had_begun(tmp_path):
     """With processes of Dask's: each trial once, under its number, to the cost of an undisturbed run."""
-    place = ("--data", "digits", "--device", "cpu", "--studies-dir", tmp_path)
-    words = (ROOT / "search.py", *place, "--epochs", 300, "--evaluations", 40, "--trials", 4, "--no-prune")
-    process = command(*words)
+    words = line(tmp_path, "--epochs", 300, "--evaluations", 40, "--trials", 4, "--no-prune")
+    process = command(ROOT / "search.py", *words)
     runs = tmp_path / "search/search/runs"
     until(lambda: len(list(runs.glob("*/last.pt"))) == 2, "two runs")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     begun = {path.name for path in runs.iterdir()}
-    _, err = command(*words).communicate(timeout=300)
+    _, err = command(ROOT / "search.py", *words).communicate(timeout=300)
     assert said(err) == []
-    options, study = search.of_study(SearchOptions(report="search", studies_dir=str(tmp_path)))
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 4
+    trials = load(tmp_path).trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
     assert len(list(runs.iterdir())) == 4 and begun <= {path.name for path in runs.iterdir()}
-    for trial in study.trials:
-        config = suggest(FixedTrial(trial.params), options.config, options.searched)
-        assert (
-            train.train(config, tmp_path / f"again-{trial.number}", ("train", "val"), True)["best"]["loss/val"]
-            == trial.value
-        )
+    given = Config(data="digits", device="cpu", epochs=300, evaluations=40, histograms=0)
+    for trial in trials:
+        config = suggest(FixedTrial(trial.params), given, SearchOptions().searched)
+        again = train.train(config, tmp_path / f"again-{trial.number}", ("train", "val"), quiet=True)
+        assert again["best"]["loss/val"] == trial.value
 
 
 def test_a_study_in_a_database(in_process, tmp_path):
-    storage = ("--storage", f"sqlite:///{tmp_path / 'study.db'}")
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
     for trials in (1, 2):
-        searched("--epochs", 3, "--trials", trials, *storage, tmp_path=tmp_path)
-    assert len(load(tmp_path, storage=storage[1]).trials) == 2
+        search.main(line(tmp_path, "--epochs", 3, "--trials", trials, "--storage", storage))
+    assert len(load(tmp_path, storage=storage).trials) == 2
     assert not (tmp_path / "search/search/journal.log").exists() and (tmp_path / "search/search/report.md").exists()
 
 
 def test_a_study_of_the_same_name_with_other_settings_is_refused(in_process, tmp_path, capfd):
-    place = ("--data", "digits", "--device", "cpu", "--studies-dir", tmp_path, "--workers", 1, "--trials", 1)
-    search.main([str(word) for word in (*place, "--epochs", 5, "--search", "lr,norm")])
+    place = line(tmp_path, "--trials", 1)
+    search.main([*place, "--epochs", "5", "--search", "lr,norm"])
     before = contents(tmp_path / "search/search/runs")
     for other, words in [
-        (("--epochs", 6, "--search", "lr,norm"), "epochs 5, not 6"),
-        (("--epochs", 5), "search lr,norm, not lr,norm,l1,l2,dropout"),
-        (("--epochs", 5, "--search", "lr,norm", "--folds-per-trial", 2), "folds_per_trial 1, not 2"),
-        (("--epochs", 5, "--search", "lr,norm", "--no-prune"), "prune True, not False"),
+        ("--epochs 6 --search lr,norm", "epochs 5, not 6"),
+        ("--epochs 5", "search lr,norm, not lr,norm,l1,l2,dropout"),
+        ("--epochs 5 --search lr,norm --folds-per-trial 2", "folds_per_trial 1, not 2"),
+        ("--epochs 5 --search lr,norm --no-prune", "prune True, not False"),
     ]:
-        code, line = refused(capfd, search.main, *place, *other)
-        assert code == 1 and words in line
-    assert contents(tmp_path / "search/search/runs") == before and len(load(tmp_path).trials) == 1
-    same = [str(word) for word in (*place, "--epochs", 5, "--search", "norm,lr")]
+        code, message = refused(capfd, search.main, *place, *other.split())
+        assert code == 1 and words in message
+    same = [*place, "--epochs", "5", "--search", "norm,lr"]
     with cluster.alone(tmp_path / "search/search"):
-        code, line = refused(capfd, search.main, *same)
-    assert code == 1 and "another command is at work here" in line
+        code, message = refused(capfd, search.main, *same)
+    assert code == 1 and "another command is at work here" in message
     search.main(same)
-    assert len(load(tmp_path).trials) == 1
+    assert contents(tmp_path / "search/search/runs") == before and len(load(tmp_path).trials) == 1
 
 
 def test_other_data_are_refused_and_after_the_journal_is_lost_begun_anew(in_process, tmp_path, capfd, monkeypatch):
-    arguments = ("--epochs", 4, "--search", "lr", "--trials", 2)
-    place = ("--data", "digits", "--device", "cpu", "--studies-dir", tmp_path)
-    searched(*arguments, tmp_path=tmp_path)
-    runs = tmp_path / "search/search/runs"
-    old, costs = set(results(runs)), [trial.value for trial in load(tmp_path).trials]
+    words, folder = line(tmp_path, "--epochs", 4, "--search", "lr", "--trials", 2), tmp_path / "search/search"
+    search.main(words)
+    old, costs = set(results(folder / "runs")), [trial.value for trial in load(tmp_path).trials]
     digits = data.load("digits")
     others = replace(digits, train_images=digits.train_images[::-1].copy())
     monkeypatch.setattr(data, "load", lambda *_: others)
-    assert others.sha256 != digits.sha256
-    code, line = refused(capfd, search.main, *arguments, *place)
-    assert code == 1 and "data_sha256" in line
-    code, line = refused(capfd, search.main, "--report", "search", "--confirm", 2, "--studies-dir", tmp_path)
-    assert code == 1 and "its data are others now" in line
-    (tmp_path / "search/search/journal.log").unlink()
-    searched(*arguments, tmp_path=tmp_path)
-    new = set(results(runs)) - old
-    assert len(new) == 2, "folders of other data were taken for these"
-    assert [trial.params for trial in load(tmp_path).trials] and [t.value for t in load(tmp_path).trials] != costs
+    code, message = refused(capfd, search.main, *words)
+    assert code == 1 and "data_sha256" in message
+    (folder / "journal.log").write_text("12:00 another program\n12:01 it ended\n")
+    code, message = refused(capfd, search.main, *words)
+    assert code == 1 and "journal.log: damaged, or out of reach" in message
+    (folder / "journal.log").unlink()
+    search.main(words)
+    assert len(set(results(folder / "runs")) - old) == 2, "folders of other data were taken for these"
+    assert [trial.value for trial in load(tmp_path).trials] != costs
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--study a/b", "--study a/b: allowed are letters, digits"),
+        ("--study ../x", "--study ../x: allowed are letters, digits"),
         ("--study .", "--study ."),
-        ("--report ../x", "--report ../x"),
         ("--fold 4", "(0, 1, 2)"),
-        ("--confirm 1", "give 2 or more"),
         ("--search lr,momentum", "--search momentum: allowed are lr, schedule"),
         ("--norm batch", "--norm batch: norm is to be searched; drop one of the two"),
-        ("--shear 0.1 --augment", "--shear 0.1: geometry is to be searched"),
-        ("--report search --epochs 9", "--report search: has settings of its own"),
+        ("--shear 0.1 --search geometry", "--shear 0.1: geometry is to be searched"),
     ],
 )
 def test_wrong_arguments(arguments, words, capfd):
-    with pytest.raises(SystemExit) as stop:
-        search.main(arguments.split())
-    assert stop.value.code == 2 and words in " ".join(re.sub(r"[│╭╮╰╯─\n]", " ", capfd.readouterr().err).split())
-
-
-def test_reports_of_nothing_of_another_s_study_and_of_a_damaged_one(tmp_path, capfd):
-    place = ("--report", "search", "--studies-dir", tmp_path)
-    code, line = refused(capfd, search.main, *place)
-    assert code == 1 and "study search: there is none" in line and not list(tmp_path.iterdir())
-    options = SearchOptions(studies_dir=str(tmp_path))
-    options.folder.mkdir(parents=True)
-    search.open_study(options).set_user_attr("settings", {"a": 1})
-    code, line = refused(capfd, search.main, *place)
-    assert code == 1 and "study search: not one of search.py's" in line
-    (options.folder / "journal.log").write_text("12:00 another program\n12:01 it ended\n")
-    code, line = refused(capfd, search.main, *place)
-    assert code == 1 and "journal.log: damaged, or out of reach" in line
-
-
-def test_a_search_that_could_not_run_a_trial_fails_with_the_reason(in_process, tmp_path, capfd):
-    place = ("--data", "digits", "--device", "cpu", "--studies-dir", tmp_path)
-    fixed = ("--lr", 1e10, "--epochs", 9, "--search", "l1", "--trials", 2, "--confirm", 2)
-    code, line = refused(capfd, search.main, *place, *fixed)
-    assert code == 1 and re.search(r"2 trials: 0 complete, 0 pruned, 2 failed, the last one: diverged after \d+", line)
-    assert [trial.state for trial in load(tmp_path).trials] == [TrialState.FAIL] * 2, "divergence is final"
+    code, message = refused(capfd, search.main, *arguments.split())
+    assert code == 2 and words in message
 
 
 # --- report and confirmation
 
 
+def test_a_search_that_could_not_run_a_trial_fails_with_the_reason(in_process, tmp_path, capfd):
+    fixed = ("--lr", 1e10, "--epochs", 9, "--search", "l1", "--trials", 2, "--confirm", 2)
+    code, message = refused(capfd, search.main, *line(tmp_path, *fixed))
+    assert code == 1
+    assert re.search(r"2 trials: 0 complete, 0 pruned, 2 failed, the last one: diverged after \d+", message)
+    assert [trial.state for trial in load(tmp_path).trials] == [TrialState.FAIL] * 2, "divergence is final"
+
+
 def test_a_whole_search_its_report_and_confirmation(in_process, tmp_path, capsys):
     """The report's command is the best trial, and the confirmation saw other folds only."""
-    searched("--epochs", 10, "--trials", 4, "--confirm", 6, tmp_path=tmp_path)
+    search.main(line(tmp_path, "--epochs", 10, "--trials", 4, "--confirm", 6))
     folder = tmp_path / "search/search"
     screen, text = capsys.readouterr().out, (folder / "report.md").read_text()
     best = min(load(tmp_path).trials, key=lambda trial: trial.value)
-    assert f"tensorboard --logdir {folder / 'runs'}" in screen and f"cost {best.value:.4f}" in screen
-    assert in_process[3] == f"best cost {best.value:.4f}" and f" {best.user_attrs['error']:.2%} |" in text
-    assert text.split("![")[0].strip() in screen, "the screen shows what the file says"
+    assert in_process[3] == f"best cost {best.value:.4f}"
+    assert f"validation cost {best.value:.4f}, error {best.user_attrs['error']:.2%}\n" in text
+    assert text.strip() in screen, "the screen shows what the file says"
+    assert "](param_importances.png)" in text and (folder / "param_importances.png").exists()
 
-    line = next(line for line in text.splitlines() if line.startswith("python train.py"))
-    config = replace(train.parse(train.TrainOptions, line.split()[2:]).config, device="cpu")
+    shown = next(row for row in text.splitlines() if row.startswith("python train.py"))
+    config = replace(train.parse(train.TrainOptions, shown.split()[2:]).config, device="cpu")
     assert train.train(config, tmp_path / "again", quiet=True)["best"]["loss/val"] == best.value
-    for name in ("optimization_history", "param_importances", "slice"):
-        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG") and f"]({name}.png)" in text
 
     runs = results(folder / "confirm/runs")
     kinds = [[run for name, run in runs.items() if name.startswith(kind)] for kind in ("the-settings", "trial")]
@@ -338,46 +305,40 @@ def test_a_whole_search_its_report_and_confirmation(in_process, tmp_path, capsys
     confirmed = train.read_config(folder / "confirm/runs" / name)
     assert confirmed == replace(config, fold=3, seed=3, histograms=0)
     given, trial = (
-        next(line for line in text.splitlines() if re.match(kind, line)) for kind in (r"\| the set", r"\| trial \d")
+        next(row for row in text.splitlines() if row.startswith(start)) for start in ("| the set", "| trial")
     )
     errors = [[100 * run["best"]["error/test"] for run in kind] for kind in kinds]
     assert f" {np.mean(errors[0]):.2f} ± " in given and f" {np.mean(errors[1]):.2f} ± " in trial
     assert re.search(r"/6 .* (better|worse|equal|undecided)", trial) and "folds 3 to 8, which the search never" in text
 
     trained = contents(folder / "confirm/runs")
-    search.main(["--report", "search", "--confirm", "2", "--studies-dir", str(tmp_path)])
+    search.main(line(tmp_path, "--epochs", 10, "--trials", 4, "--confirm", 2))
     assert contents(folder / "confirm/runs") == trained, "it trained again"
     assert "undecided: too few folds" in (folder / "report.md").read_text()
     assert "last.pt" not in {path.name for path in trained}
 
 
-def test_the_report_of_a_study(options, tmp_path, capsys):
-    """The best ten, failures with their reason, and a warning of a value at its border."""
-    options = replace(options, search="lr,norm")
+def test_what_is_said_of_the_trials(options):
+    """Their numbers, the last reason of a failure, the best one, and a warning of a value at its border."""
+    options = replace(options, search="lr,norm", folds_per_trial=2)
     options.folder.mkdir(parents=True)
     study = search.open_study(options)
-    settings = {"search": options.search, "folds_per_trial": 2, "prune": True}
-    study.set_user_attr("settings", asdict(options.config) | settings)
-    space = {
-        "lr": optuna.distributions.FloatDistribution(*SPACE["lr"][:2], log=True),
-        "norm": optuna.distributions.CategoricalDistribution(["none", "batch", "layer"]),
-    }
 
-    def add(lr, value=None, state=TrialState.COMPLETE, **attributes):
-        params = {"lr": lr, "norm": "batch"}
-        trial = create_trial(params=params, distributions=space, value=value, state=state, user_attrs=attributes)
-        study.add_trial(trial)
+    def add(lr, value=None, state=None, **attributes):
+        study.enqueue_trial({"lr": lr, "norm": "batch"})
+        trial = study.ask()
+        suggest(trial, options.config, options.searched)
+        for name, text in attributes.items():
+            trial.set_user_attr(name, text)
+        study.tell(trial, value, state)
 
-    for number in range(12):
-        add(0.029 if number == 5 else 0.001 * (number + 1), abs(number - 5) / 10 + 0.1, error=0.25)
+    add(0.01, 0.3, error=0.25)
+    add(0.029, 0.1, error=0.2)
     add(0.001, state=TrialState.FAIL, reason="diverged after 7 updates")
     add(0.001, state=TrialState.PRUNED)
     study.ask()
-    search.main(["--report", "search", "--studies-dir", str(tmp_path)])
-    text = (options.folder / "report.md").read_text()
-    assert "14 trials: 12 complete, 1 pruned, 1 failed." in text and "mean over fold 0 and 1" in text
-    assert "## The best: trial 5, validation cost 0.1000" in text and "--lr 0.029 --norm batch" in text
-    lines = [line.split("|")[1:3] for line in text.splitlines() if "norm batch" in line and line[0] == "|"]
-    assert [int(line[0]) for line in lines] == [5, 4, 6, 3, 7, 2, 8, 1, 9, 0]
-    assert "|    12 | diverged after 7 updates |" in text
+    text = "\n".join(search.describe(study, options))
+    assert "4 trials: 2 complete, 1 pruned, 1 failed, the last one: diverged after 7 updates." in text
+    assert "## The best: trial 1, validation cost 0.1000, error 20.00%" in text and "mean over fold 0 and 1" in text
+    assert "--lr 0.029 --norm batch" in text
     assert "**Warning:** lr 0.029 is at the border of its range, 0.0003 to 0.03" in text
