@@ -8,7 +8,7 @@ Signature and docstring of a gap stay, with formula and shapes. Nothing is writt
 
 import ast
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,21 +46,12 @@ GAPS = (
     Gap("augment.py", "gaussian_noise", 3, "one number a pixel from the generator; the images given stay as they are"),
     Gap("augment.py", "inverse_matrices", 3, "the inverse of rotation times shear times zoom, image by image"),
     Gap("train_lightning.py", "LitMLP.training_step", 4, "what the loop of train.py does with a batch: the objective"),
-    Gap(
-        "train_lightning.py", "LitMLP.configure_optimizers", 4, "build_optimizer; its schedule steps after each update"
-    ),
+    Gap("train_lightning.py", "LitMLP.configure_optimizers", 4, "build_optimizer; the schedule steps at each update"),
     Gap("search.py", "suggest", 5, "ask the trial; a strength only where its regularisation is used"),
 )
-SCRIPTS = (
-    "model.py",
-    "regularizers.py",
-    "augment.py",
-    "observe.py",
-    "data.py",
-    "train.py",
-    "train_lightning.py",
-    "search.py",
-)
+WHOLE = ("data.py", "observe.py", "tests/conftest.py", "tests/test_questions.py",
+         "requirements.txt", "pyproject.toml", ".gitignore", "runs/.gitignore")  # fmt: skip
+NOT_NEEDED = "__pycache__", "pictures.py", "sweeps.py", "verdicts.py"  # of support/
 ROOT = Path(__file__).parent
 
 
@@ -71,57 +62,34 @@ class HandoutOptions:
     out: tyro.conf.Positional[Folder]  # a folder that is new or empty
 
 
-def needed(files: Iterable[str]) -> Iterator[str]:
-    """`files` and, in any depth, what they import of support/."""
-    seen = set()
-    todo = list(files)
-    while todo:
-        file = todo.pop(0)
-        if file not in seen and (ROOT / file).exists():
-            seen.add(file)
-            yield file
-            for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "support":
-                    names = [f"{node.module}.{name.name}" for name in node.names] if node.module == "support" else []
-                    todo += [f"{name.replace('.', '/')}.py" for name in names or [node.module]]
-
-
 def with_gaps(source: str, gaps: Iterable[Gap]) -> str:
     """`source` with the bodies of the functions in `gaps` taken out; RunError if there is no such function."""
-    lines = source.splitlines()
-    places = {}
-    for outer in ast.parse(source).body:
-        inner = outer.body if isinstance(outer, ast.ClassDef) else []
-        names = {outer.name: outer} if isinstance(outer, ast.FunctionDef) else {}
-        places |= names | {f"{outer.name}.{node.name}": node for node in inner if isinstance(node, ast.FunctionDef)}
-    for gap in sorted(gaps, key=lambda gap: -places[gap.function].lineno if gap.function in places else 0):
-        if gap.function not in places:
-            raise RunError(f"handout.py: GAPS names {gap.function}, but {gap.file} has no such function; mend GAPS")
-        node = places[gap.function]
+    for gap in gaps:
+        node, lines = ast.parse(source), source.splitlines()
+        for name in gap.function.split("."):
+            inner = {one.name: one for one in node.body if isinstance(one, ast.ClassDef | ast.FunctionDef)}
+            if name not in inner:
+                raise RunError(f"handout.py: GAPS names {gap.function}, but {gap.file} has no such function; mend GAPS")
+            node = inner[name]
         first = node.body[0].end_lineno if ast.get_docstring(node) else node.body[0].lineno - 1
-        indent = " " * node.body[0].col_offset
-        text = f"Question {gap.question}: {gap.hint}"
+        indent, text = " " * node.body[0].col_offset, f"Question {gap.question}: {gap.hint}"
         lines[first : node.end_lineno] = [f"{indent}raise NotImplementedError(", f'{indent}    "{text}"', f"{indent})"]
-    return "\n".join(lines) + "\n"
+        source = "\n".join(lines) + "\n"
+    return source
 
 
 def write_handout(out: Path, gaps: Iterable[Gap] = GAPS) -> None:
     """The student's version in `out`, which must be new or empty, else RunError."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out}: is not empty; name a folder that is new")
-    beside = out.absolute().with_name(f".{out.absolute().name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    for file in needed(SCRIPTS):
-        (beside / file).parent.mkdir(parents=True, exist_ok=True)
-        source = (ROOT / file).read_text(encoding="utf-8")
-        text = with_gaps(source, [gap for gap in gaps if gap.file == file])
-        (beside / file).write_text(text, encoding="utf-8", newline="\n")
-    for file in ("requirements.txt", "pyproject.toml", ".gitignore", "runs/.gitignore", "support/__init__.py",
-                 "tests/conftest.py", "tests/test_questions.py"):  # fmt: skip
-        (beside / file).parent.mkdir(exist_ok=True)
-        shutil.copyfile(ROOT / file, beside / file)
-    shutil.copyfile(ROOT / "handout.md", beside / "README.md")
-    beside.replace(out)
+    files = dict.fromkeys([gap.file for gap in GAPS] + [*WHOLE])
+    texts = {file: (ROOT / file).read_text(encoding="utf-8") for file in files}
+    texts |= {file: with_gaps(text, [gap for gap in gaps if gap.file == file]) for file, text in texts.items()}
+    texts["README.md"] = (ROOT / "handout.md").read_text(encoding="utf-8")
+    for file, text in texts.items():
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        (out / file).write_text(text, encoding="utf-8", newline="\n")
+    shutil.copytree(ROOT / "support", out / "support", ignore=shutil.ignore_patterns(*NOT_NEEDED))
 
 
 def main(argv: list[str] | None = None) -> None:
