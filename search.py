@@ -245,6 +245,7 @@ def main(argv: list[str] | None = None) -> None:
         if len(complete(study)) > 3:  # else Optuna cannot tell which settings matter
             with figures.reproducible_figures():
                 axis = optuna.visualization.matplotlib.plot_param_importances(study, target_name="validation cost")
+                axis.figure.set_layout_engine("constrained")  # else long names are cut off
                 figures.save_figure(axis.figure, options.folder / "param_importances")
             text.append("![How much each setting matters](param_importances.png)")
         report.write_text(options.folder / "report.md", "\n\n".join(text) + "\n")

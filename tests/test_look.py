@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from helpers import Cut, cut_at
+from helpers import Cut, cut_at, refused
 from PIL import Image, ImageDraw
 from torch import nn
 
@@ -18,6 +18,7 @@ import look
 from benchmarks import pictures
 from look import read_runs
 from support.pictures import Frame, PictureError, centred, frame_of, ink_of, read_picture
+from support.run import RunError
 from train import Config, train
 
 matplotlib.use("agg")  # no windows, whatever the machine has
@@ -54,34 +55,20 @@ def seven(paper=255, ink=0, size=(300, 200), mode="L"):
     return picture
 
 
-def refusal(capfd, *arguments):
-    """The one line that look.py ends with."""
-    with pytest.raises(SystemExit) as ended:
-        look.main([str(argument) for argument in arguments])
-    assert ended.value.code.startswith("error: ") and "\n" not in ended.value.code
-    return ended.value.code
-
-
 # --- figures
 
 
-def test_all_pictures_of_two_runs(run, finished, tmp_path, capfd):
-    """Here of one name, from two folders."""
-    look.main([str(finished), str(run), "--out", str(tmp_path / "out")])
+@pytest.mark.parametrize(("moment", "named"), [("best", "lowest validation cost"), ("last", "last epoch")])
+def test_figures_table_and_weights_are_those_of_the_moment(moment, named, run, finished, tmp_path, capfd):
+    """Of two runs of one name, from two folders."""
+    look.main([str(finished), str(run), "--out", str(tmp_path / "out"), *(["--best"] if moment == "best" else [])])
+    row, said = json.loads((finished / "result.json").read_text())[moment], capfd.readouterr().out
     kinds = ("confusions", "mistakes", "weights")
-    wanted = {"question1.png", *(f"{name}-last-{kind}.png" for name in ("a", "a+") for kind in kinds)}
+    wanted = {"question1.png", *(f"{name}-{moment}-{kind}.png" for name in ("a", "a+") for kind in kinds)}
     assert {path.name for path in (tmp_path / "out").iterdir()} == wanted
-    said = capfd.readouterr().out
     for name in wanted:
         assert name in said and min(Image.open(tmp_path / "out" / name).size) > 500
-
-
-@pytest.mark.parametrize("moment", ["best", "last"])
-def test_the_table_and_the_weights_are_those_that_it_says(moment, finished, tmp_path, capfd):
-    look.main([str(finished), "--out", str(tmp_path), *(["--best"] if moment == "best" else [])])
-    row, said = json.loads((finished / "result.json").read_text())[moment], capfd.readouterr().out
     assert f"a, {moment} weights, epoch {row['epoch']}: {round(row['error/test'] * 360)} of 360 test images" in said
-    named = {"best": "lowest validation cost", "last": "last epoch"}[moment]
     line = next(line for line in said.splitlines() if f"| {named}" in line)
     assert f"{row['loss/val']:.4f}" in line and f"{row['error/test']:.2%}" in line and "dropout 0.1" in line
 
@@ -96,14 +83,8 @@ def test_question_1_shows_what_was_measured(finished):
     assert list(gradients.lines[0].get_xdata()[:2]) == [row["epoch"] for row in runs[0].rows[:2]]
     assert len(weights.patches) == 8
     means = [float(text.get_text().split()[-1]) for text in doubt.get_legend().get_texts()]
-    assert means[1] == pytest.approx(runs[0].rows[-1]["mean_entropy/test"], abs=6e-4) and means[0] > 2
-
-
-def test_the_untrained_network_is_the_one_that_was(finished):
-    (run,), dataset = read_runs([str(finished)])
-    images, _ = data.split_tensors(dataset, "test", 0, torch.device("cpu"))
-    entropies = look.entropy(look.predict(run.untrained, images))
-    assert entropies.mean().item() == pytest.approx(run.rows[0]["mean_entropy/test"], rel=1e-5)
+    measured = [runs[0].rows[moment]["mean_entropy/test"] for moment in (0, -1)]  # untrained, and now
+    assert means == pytest.approx(measured, abs=6e-4)
 
 
 def test_the_surest_mistakes_are_mistakes_and_sorted(finished):
@@ -122,33 +103,35 @@ def test_the_surest_mistakes_are_mistakes_and_sorted(finished):
 
 def test_what_cannot_be_drawn_is_skipped_in_a_line_and_the_rest_is_drawn(run, finished, tmp_path, capfd):
     config = Config(data="digits", device="cpu", epochs=2, evaluations=1, histograms=0)
-    own = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    train(config, tmp_path / "own", quiet=True, make_model=lambda *_: own)
+    train(config, tmp_path / "own", quiet=True, make_model=lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
     with pytest.raises(Cut):
         train(config, tmp_path / "cut", quiet=True, on_evaluation=cut_at(0))
     (run / "last.pt").write_bytes((run / "last.pt").read_bytes()[:5000])
-    places = [tmp_path / "own", tmp_path / "cut", tmp_path / "none", run]
-    look.main([*map(str, places), str(finished), "--out", str(tmp_path / "out")])
-    said = capfd.readouterr()
-    lines = [line for line in said.err.splitlines() if line.startswith("skipped: ")]
+    places = [str(tmp_path / "own"), str(tmp_path / "cut"), str(tmp_path / "none"), str(run)]
+    runs, _ = read_runs([*places, str(finished)])
+    assert [one.title for one in runs] == ["a, last weights, epoch 30"]
     words = ("network of your own", "is not over", "give the folder of a run", "damaged")
-    assert len(lines) == 4
-    assert all(str(place) in line and word in line for place, line, word in zip(places, lines, words, strict=True))
-    assert (tmp_path / "out" / "question1.png").exists() and "a, last weights, epoch 30" in said.out
-    assert "network of your own" in refusal(capfd, tmp_path / "own")
-    assert "none of these runs" in refusal(capfd, tmp_path / "own", tmp_path / "cut")
-    assert "no run is given" in refusal(capfd)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("skipped: ")]
+    for place, line, word in zip(places, lines, words, strict=True):
+        assert place in line and word in line
+        with pytest.raises(RunError, match=word):
+            read_runs([place])
+    with pytest.raises(RunError, match="none of these runs"):
+        read_runs(places)
+    assert "no run is given" in refused(capfd, look.main)[1]
 
 
-def test_data_and_weights_of_another_run(run, finished, tmp_path, capfd):
+def test_weights_of_another_run_and_weights_that_diverged(run):
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"seed": 5}))
-    assert "seed" in refusal(capfd, run) and str(run / "last.pt") in refusal(capfd, run)
+    with pytest.raises(RunError, match=r"last.pt: .*seed"):
+        read_runs([str(run)])
     (run / "config.json").write_text(json.dumps(config))
     checkpoint = torch.load(run / "last.pt", weights_only=True)
     checkpoint["model"]["linears.0.weight"][0, 0] = torch.nan
     torch.save(checkpoint, run / "last.pt")
-    assert "with --best" in refusal(capfd, run)
+    with pytest.raises(RunError, match="with --best"):
+        read_runs([str(run)])
 
 
 # --- pictures of one's own
@@ -171,11 +154,6 @@ def test_a_digit_is_found_in_every_circumstance(name, clean, tmp_path):
     seen = found_in(pictures.CIRCUMSTANCES[name], tmp_path / "7.png")
     places = [np.roll(seen, (row, column), axis=(0, 1)) for row in (-1, 0, 1) for column in (-1, 0, 1)]
     assert max(np.corrcoef(clean.flat, one.flat)[0, 1] for one in places) > 0.9  # centred a pixel away, it is as good
-
-
-def test_two_digits_far_apart(tmp_path):
-    with pytest.raises(PictureError, match="more than one digit"):
-        found_in(pictures.CIRCUMSTANCES["two digits, far apart"], tmp_path / "7.png")
 
 
 def test_the_table_of_circumstances(finished, capsys, monkeypatch):
@@ -208,21 +186,12 @@ def test_fitted_and_centred_by_mass(size):
     assert (mass.sum(0) * np.arange(28)).sum() == pytest.approx(14, abs=0.51)
 
 
-@pytest.mark.parametrize(
-    "picture",
-    [
-        seven(paper=0, ink=255),
-        seven(paper=(255, 255, 255), ink=(0, 0, 0), mode="RGB"),
-        seven(paper=200, ink=90),
-        seven(paper=(0, 0, 0, 0), ink=(0, 0, 0, 255), mode="RGBA"),
-        seven(paper=(0, 0, 0, 0), ink=(255, 255, 255, 255), mode="RGBA"),
-        seven(paper=(255, 255, 255, 0), ink=(255, 255, 200, 255), mode="RGBA"),
-        Image.fromarray(np.asarray(seven(), np.uint16) * 257),
-    ],
-)
-def test_dark_or_light_opaque_or_transparent(picture):
+def test_colours_transparency_and_16_bits():
     wanted = centred(ink_of(seven()), MNIST, 28, 28)
-    assert abs(centred(ink_of(picture), MNIST, 28, 28) - wanted).max() < 0.02
+    white_on_transparent = seven(paper=(255, 255, 255, 0), ink=(255, 255, 200, 255), mode="RGBA")
+    deep = Image.fromarray(np.asarray(seven(), np.uint16) * 257)
+    for picture in (seven(paper=(255, 255, 255), ink=(0, 0, 0), mode="RGB"), white_on_transparent, deep):
+        assert abs(centred(ink_of(picture), MNIST, 28, 28) - wanted).max() < 0.02
 
 
 def test_a_drawn_digit_is_answered(finished, tmp_path, capfd):
@@ -235,24 +204,23 @@ def test_a_drawn_digit_is_answered(finished, tmp_path, capfd):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["answers.png"]
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("cut.png", "damaged or cut off"),
-        ("text.png", "neither PNG nor JPEG"),
-        ("grey.png", "no digit that stands free"),
-        ("touching.png", "no digit that stands free"),
-        ("huge.png", "too many pixels; make it smaller"),
-        ("none.png", "No such file"),
-    ],
-)
-def test_pictures_that_cannot_be_used(name, words, finished, tmp_path, capfd):
+def test_pictures_that_cannot_be_used(finished, tmp_path, capfd):
     seven().save(tmp_path / "good.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:400])
     (tmp_path / "text.png").write_text("no picture")
     Image.new("RGB", (60, 60), "grey").save(tmp_path / "grey.png")
     Image.new("1", (20_000, 10_000)).save(tmp_path / "huge.png")
     seven().crop((30, 0, 120, 200)).resize((300, 300)).crop((0, 70, 300, 220)).save(tmp_path / "touching.png")
-    line = refusal(capfd, finished, "--out", tmp_path / "out", "--image", tmp_path / "good.png", tmp_path / name)
-    assert f"{tmp_path / name}: " in line and words in line and "Error" not in line and "Warning" not in line
+    for name, words in {
+        "cut.png": "damaged or cut off",
+        "text.png": "neither PNG nor JPEG",
+        "grey.png": "no digit that stands free",
+        "touching.png": "no digit that stands free",
+        "huge.png": "too many pixels; make it smaller",
+        "none.png": "No such file",
+    }.items():
+        with pytest.raises(PictureError, match=f"{name}: .*{words}"):
+            read_picture(str(tmp_path / name), MNIST, 28, 28)
+    words = (finished, "--out", tmp_path / "out", "--image", tmp_path / "good.png", tmp_path / "cut.png")
+    assert str(tmp_path / "cut.png") in refused(capfd, look.main, *words)[1]
     assert not (tmp_path / "out").exists()
