@@ -157,7 +157,7 @@ def draw_question(runs: Sequence[Run], images: torch.Tensor) -> Figure:
             shares, label = np.histogram(values, bins)[0] / len(values), f"{when}, mean {values.mean():.3f}"
             doubt.stairs(shares, bins, color=colour, fill=True, alpha=0.6, label=label)
         doubt.legend(loc="upper center", fontsize=9)
-    titles = "cost in nats", "weights: dotted before, solid now", "rms of the gradient at the input", "entropy, test"
+    titles = "cost in nats", "weights: dotted before, solid now", "rms of a layer's input gradient", "entropy, test"
     labels = "epoch", "weight", "epoch", "entropy of the output in nats"
     for top, bottom, title, label in zip(axes[0], axes[-1], titles, labels, strict=True):
         top.set_title(title, fontsize=12)

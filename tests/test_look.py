@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -24,12 +23,6 @@ from train import Config, train
 matplotlib.use("agg")  # no windows, whatever the machine has
 
 MNIST = Frame(20, 14, 14)
-
-
-@pytest.fixture(autouse=True)
-def no_figures_left():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")
