@@ -86,10 +86,13 @@ def write_handout(out: Path, gaps: Iterable[Gap] = GAPS) -> None:
     texts = {file: (ROOT / file).read_text(encoding="utf-8") for file in files}
     texts |= {file: with_gaps(text, [gap for gap in gaps if gap.file == file]) for file, text in texts.items()}
     texts["README.md"] = (ROOT / "handout.md").read_text(encoding="utf-8")
+    beside = out.absolute().with_name(f".{out.absolute().name}.tmp")  # all at once, or nothing
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(ROOT / "support", beside / "support", ignore=shutil.ignore_patterns(*NOT_NEEDED))
     for file, text in texts.items():
-        (out / file).parent.mkdir(parents=True, exist_ok=True)
-        (out / file).write_text(text, encoding="utf-8", newline="\n")
-    shutil.copytree(ROOT / "support", out / "support", ignore=shutil.ignore_patterns(*NOT_NEEDED))
+        (beside / file).parent.mkdir(exist_ok=True)
+        (beside / file).write_text(text, encoding="utf-8", newline="\n")
+    beside.replace(out)
 
 
 def main(argv: list[str] | None = None) -> None:
