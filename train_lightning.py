@@ -8,7 +8,6 @@ Nothing numerical is defined here. "Instead of" says which lines of train.py a h
 import contextlib
 import logging
 import math
-import os
 import shlex
 import sys
 import time
@@ -29,7 +28,7 @@ import observe
 import train
 from model import store_grad
 from support import run
-from support.shell import between, checked, errors_in_one_line, interrupts, parse, wrong_arguments
+from support.shell import between, checked, errors_in_one_line, parse
 from train import Config, Diverged
 
 
@@ -37,7 +36,6 @@ from train import Config, Diverged
 class LightningOptions(train.TrainOptions):
     """Train a small MLP on 5 % of MNIST with Lightning: the settings of train.py, and those of the Trainer."""
 
-    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"  # auto: that of --device
     devices: Annotated[int, between(1, 1024)] = 1  # of a machine, each with a process of its own
     num_nodes: Annotated[int, between(1, 1024)] = 1  # machines, on each of which this command is given
     strategy: Literal["auto", "ddp"] = "auto"  # how processes work together
@@ -48,7 +46,7 @@ class MNISTData(LightningDataModule):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.config, self.tensors = config, {}
+        self.config = config
 
     def prepare_data(self):
         """Fetches what is not there yet; Lightning calls it in one process only."""
@@ -56,8 +54,6 @@ class MNISTData(LightningDataModule):
 
     def setup(self, stage):
         """Cuts the splits, in every process. Instead of `tensors = ...` to `batches = ...`."""
-        if self.tensors:  # `validate`, `fit` and `test` each call it
-            return
         config, device = self.config, self.trainer.strategy.root_device
         dataset = data.load(config.data, config.data_dir)
         self.tensors = {s: data.split_tensors(dataset, s, config.fold, device, config.fraction) for s in data.SPLITS}
@@ -65,8 +61,8 @@ class MNISTData(LightningDataModule):
         run.check_batches(config, self.sizes["train"])
         _, order, augmentation = train.random_streams(config.seed, device)
         self.streams = {"order": order, "augmentation": augmentation}
-        share = {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
-        self.batches = data.Batches(*self.tensors["train"], config.batch_size, order, **share)
+        share = self.trainer.global_rank, self.trainer.world_size  # of several processes
+        self.batches = data.Batches(*self.tensors["train"], config.batch_size, order, *share)
 
     def train_dataloader(self):
         return self.batches
@@ -80,16 +76,17 @@ class MNISTData(LightningDataModule):
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
         """Instead of `augmented(images, ...)`: what is trained on, and nothing else."""
+        if not self.trainer.training:
+            return batch
         images, labels = batch
-        if self.trainer.training:
-            images = train.augmented(images, self.config, self.streams["augmentation"])
-        return images, labels
+        return train.augmented(images, self.config, self.streams["augmentation"]), labels
 
     def state_dict(self):
         """Kept in every checkpoint. Instead of `streams` in `opened.save(...)`."""
         return run.random_state(self.streams)
 
     def load_state_dict(self, state_dict):
+        """Instead of `streams` in `opened.go_on(...)`."""
         run.set_random_state(self.streams, state_dict)
 
 
@@ -98,11 +95,16 @@ class LitMLP(LightningModule):
 
     def __init__(self, config: Config, dataset: data.Dataset):
         super().__init__()
-        self.config, self.classes = config, dataset.classes
+        self.config, self.dataset = config, dataset
         self.model = train.build_model(config, dataset)
         self.identity = run.identity_of(config, dataset, self.model)
-        self.trained, self.rows, self.since = 0, [], time.perf_counter()  # epochs, measurements, when it began
-        self.losses, self.scores = [], {}  # of this epoch's updates; of the last evaluation, by split
+        self.rows, self.scores = [], {}  # measurements; of the last evaluation, by split
+        self.since = time.perf_counter()  # when the run began
+
+    @property
+    def trained(self) -> int:
+        """Epochs so far. Instead of `epoch`; Lightning's `current_epoch` is one behind while it validates."""
+        return self.global_step // len(self.trainer.datamodule.batches)
 
     def configure_optimizers(self):
         """The optimiser, and its schedule, which steps after each of epochs * batches updates.
@@ -123,32 +125,25 @@ class LitMLP(LightningModule):
         return train.objective(self.model, images, labels, self.config)
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
-        """Instead of `losses.append(...)` and `check_finite(...)`."""
-        self.losses.append(outputs["loss"])
-        if self.trainer.is_last_batch:  # `on_train_epoch_end` comes after the validation
-            losses, self.losses = self.trainer.strategy.reduce(torch.stack(self.losses)), []  # all ranks stop together
-            train.check_finite(losses, self.trained * len(losses))
-            self.trained += 1
+        """Instead of `check_finite(...)`."""
+        loss = self.trainer.strategy.reduce(outputs["loss"])  # of all processes, which stop together
+        train.check_finite([loss], self.global_step - 1)
 
     def validation_step(self, batch, batch_idx, dataloader_idx):
         """Instead of `scores = ...`."""
         self.scores[data.SPLITS[dataloader_idx]] = train.evaluate(self.model, *batch)
 
     def on_validation_epoch_end(self):
-        """Instead of `row = ...` to `record(...)`; `log_dict` writes to TensorBoard and feeds the callbacks."""
-        if self.trainer.optimizers or not self.trained:  # `validate` has none; after a checkpoint the rate is known
-            optimizer, *_ = self.trainer.optimizers or self.configure_optimizers().values()
-            self.lr = optimizer.param_groups[0]["lr"]
-        step = self.trained * len(self.trainer.datamodule.batches)
-        row = {"epoch": self.trained, "step": step, "lr": self.lr}
-        row |= train.measurement(self.model, self.scores, self.config, self.classes, next(iter(self.rows), None))
+        """Instead of `row = ...` to `rows = ...`; `log_dict` writes to TensorBoard and feeds the callbacks."""
+        row = {"epoch": self.trained, "step": self.global_step, "lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
+        untrained = self.rows[0] if self.rows else None
+        row |= train.measurement(self.model, self.scores, self.config, self.dataset.classes, untrained)
         row |= {"seconds": time.perf_counter() - self.since}
-        row = self.trainer.strategy.broadcast(row)  # with batch norm every rank has another, and all are to agree
         if not math.isfinite(row["loss/train"] + row["loss/val"]):
-            raise Diverged(step)
+            raise Diverged(self.global_step)
         self.rows = [*self.rows, row]
         scalars = {tag: value for tag, value in row.items() if tag not in ("epoch", "seconds")}
-        self.log_dict(scalars | {"step": torch.tensor(step).double()})  # Lightning's own counter is one behind
+        self.log_dict(scalars | {"step": torch.tensor(self.global_step).double()})  # Lightning's own step is one behind
 
     def test_step(self, batch, batch_idx):
         """Shows cost and error of best.pt on the test images."""
@@ -157,67 +152,74 @@ class LitMLP(LightningModule):
 
     def on_save_checkpoint(self, checkpoint):
         """Beside what Lightning keeps, what train.py keeps."""
-        rows = [row for row in self.rows if row["epoch"] < self.trained]  # to go on is to look again
-        progress = asdict(run.Progress(self.trained, rows, time.perf_counter() - self.since))
+        self.logger.experiment.flush()  # what is saved must have been shown
+        progress = run.Progress(self.trained, self.rows, time.perf_counter() - self.since)
         checkpoint |= {"identity": self.identity, "model": self.model.state_dict()}
-        checkpoint |= {"epoch": self.trained, "progress": progress}
+        checkpoint |= {"epoch": self.trained, "progress": asdict(progress)}
 
     def on_load_checkpoint(self, checkpoint):
-        if not self.rows:  # else `validate` has been here before `fit`
-            self.trained, self.rows, seconds = checkpoint["progress"].values()
-            self.since, self.lr = self.since - seconds, checkpoint["optimizer_states"][0]["param_groups"][0]["lr"]
+        """Instead of `progress = opened.go_on(...)`."""
+        if not self.rows:  # else `test` loads best.pt
+            _, self.rows, seconds = checkpoint["progress"].values()
+            self.since -= seconds
 
 
 class Observation(Callback):
-    """When to look, and the histograms. Instead of `moments` and `recorder`."""
+    """When to look, and what is kept of it beside scalars and best.pt. Instead of `moments` and `recorder`."""
 
-    def __init__(self, config: Config, folder: run.RunFolder, recorder: observe.Recorder, interrupted):
-        self.folder, self.recorder, self.interrupted = folder, recorder, interrupted
+    def __init__(self, config: Config, folder: run.RunFolder, recorder: observe.Recorder, quiet: bool):
+        self.folder, self.recorder, self.quiet = folder, recorder, quiet
         self.moments = observe.evaluation_epochs(config.epochs, config.evaluations)
         self.with_histograms = observe.histogram_epochs(self.moments, config.histograms)
         self.looking = contextlib.ExitStack()
 
     def on_train_start(self, trainer, module):
-        """Tells Lightning's own callbacks of the measurements so far; they miss those of `validate`."""
-        lowest, saver = train.best(module.rows), trainer.checkpoint_callback
-        loss = torch.tensor(lowest["loss/val"])
-        saver.kth_best_model_path = saver.best_model_path = saver.format_checkpoint_name({})
-        saver.best_k_models = {saver.best_model_path: loss}
-        for stopper in trainer.early_stopping_callbacks:
-            stopper.best_score, stopper.wait_count = loss, len(module.rows) - 1 - module.rows.index(lowest)
-            trainer.should_stop = stopper.wait_count >= stopper.patience
+        """Looks at the untrained model, or again at that of last.pt: Lightning validates after an epoch only."""
+        if trainer.is_global_zero and not module.rows:
+            train.introduce(self.recorder, module.config, trainer.datamodule.tensors["train"][0])
+        if trainer.is_global_zero and not self.quiet:
+            run.announce(module.config, module.dataset, module.model, trainer.datamodule.sizes)
+        if module.trained in self.moments:
+            validation, trainer.validating = trainer.fit_loop.epoch_loop.val_loop, True
+            validation.run()
+            validation.reset()  # else Lightning believes that the epoch of last.pt is not over
+            trainer.training = True
 
     def on_train_epoch_start(self, trainer, module):
         """Names the next evaluation: they are denser early, which no fixed `check_val_every_n_epoch` is."""
         trainer.check_val_every_n_epoch = next(epoch for epoch in self.moments if epoch > module.trained)
-        if module.trained in self.moments:
-            looked_at = module.global_step, True, module.trained in self.with_histograms
-            self.looking.enter_context(self.recorder.input_gradients(module.model, store_grad, *looked_at))
+        looked_at = module.trained in self.moments, module.trained in self.with_histograms
+        gradients = self.recorder.input_gradients(module.model, store_grad, module.global_step, *looked_at)
+        self.looking.enter_context(gradients)
 
     def on_after_backward(self, trainer, module):
+        """Ends `with recorder.input_gradients(...)`."""
         self.looking.close()
 
+    def on_validation_start(self, trainer, module):
+        """Instead of `opened.save(...)`: to go on is to look again."""
+        if module.trained:
+            trainer.save_checkpoint(self.folder.path / "last.pt")
+
     def on_validation_end(self, trainer, module):
-        """Instead of `record(...)`; ModelCheckpoint writes best.pt, but nothing outside of `fit`."""
-        if not module.trained:
-            trainer.save_checkpoint(self.folder.path / "best.pt", weights_only=True)
+        """Instead of `record(...)`."""
         if trainer.is_global_zero:
             self.folder.write_rows(module.rows)
         if module.trained in self.with_histograms:
             entropies = {split: one.entropy for split, one in module.scores.items()}
-            self.recorder.histograms(module.rows[-1]["step"], module.model, entropies)
-        self.recorder.flush()
-
-    def on_train_epoch_end(self, trainer, module):
-        """Instead of `if interrupted.is_set()`."""
-        if trainer.strategy.reduce_boolean_decision(self.interrupted.is_set(), all=False):  # Ctrl-C is for all ranks
-            self.interrupted.set()
-            trainer.save_checkpoint(self.folder.path / "last.pt")
-            trainer.should_stop = True
+            self.recorder.histograms(module.global_step, module.model, entropies)
 
 
-class Checkpoint(ModelCheckpoint):
+class Best(ModelCheckpoint):
+    """Writes best.pt, that of the untrained model as well, and finds it again if the folder was moved."""
+
     FILE_EXTENSION = ".pt"
+
+    def on_train_start(self, trainer, module):
+        self._last_global_step_saved = -1  # which is 0 in Lightning, as if the untrained model were saved
+        if module.rows:
+            self.best_model_path = self.kth_best_model_path = self.format_checkpoint_name({})
+            self.best_k_models = {self.best_model_path: torch.tensor(train.best(module.rows)["loss/val"])}
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -227,73 +229,48 @@ class WholeFiles(TorchCheckpointIO):
         run.write_checkpoint(Path(path), checkpoint)
 
 
-class Logger(TensorBoardLogger):
-    """One event file for `validate` and `fit`, and no second file of settings."""
-
-    def save(self): ...
-
-    def finalize(self, status): ...
-
-
 def train_lightning(config: Config, folder: str | Path, quiet: bool = False, **machines) -> dict:
     """The run with the settings `config` in `folder`: begins it, goes on with it or, once it is over, only reads it.
 
-    Takes, returns and raises what `train.train` does; `machines` are the Trainer's accelerator, devices, num_nodes and
-    strategy. Of several processes the first alone writes and returns.
+    Takes, returns and raises what `train.train` does; `machines` are the Trainer's devices, num_nodes and strategy. Of
+    several processes the first alone writes and returns.
     """
     warnings.filterwarnings("ignore", module=r"lightning\.")  # it speaks of devices and of folders that exist
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     config, dataset = run.resolved(config)
-    if machines.get("accelerator", "auto") == "auto":
-        machines["accelerator"] = config.device
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary", "use_distributed_sampler"), False)
     off |= {"num_sanity_val_steps": 0, "enable_progress_bar": not quiet and sys.stdout.isatty()}
-    trainer = Trainer(max_epochs=config.epochs, plugins=[WholeFiles()], **machines, **off)
-    first, device = trainer.is_global_zero, trainer.strategy.root_device
+    trainer = Trainer(accelerator=config.device, max_epochs=config.epochs, plugins=WholeFiles(), **machines, **off)
+    device, first = trainer.strategy.root_device, trainer.is_global_zero
     torch.manual_seed(train.random_streams(config.seed, device)[0])
     module, datamodule = LitMLP(config, dataset), MNISTData(config)
     opened = run.RunFolder(Path(folder), module.identity)
     with run.machine(config), opened if first else contextlib.nullcontext(opened.read()):
         if opened.result:
             return opened.result | {"folder": str(folder)}
-        last = opened.path / "last.pt" if (opened.path / "last.pt").exists() else None
-        saved = run.read_checkpoint(last, module.identity) if last else {"epoch": 0, "global_step": 0}
+        last = opened.path / "last.pt"
+        saved = run.read_checkpoint(last, module.identity) if last.exists() else {"global_step": 0}
         if "global_step" not in saved:
             raise run.RunError(f"{last}: of a run that train.py began; go on with that, or take another --name")
-        trainer.logger = Logger(opened.path, name="", version="", purge_step=saved["global_step"])
+        trainer.logger = TensorBoardLogger(opened.path, name="", version="", purge_step=saved["global_step"])
+        trainer.logger.save = lambda: None  # a second file of settings
         recorder = observe.Recorder(opened.path, saved["global_step"], trainer.logger)
-        datamodule.trainer = trainer
-        datamodule.setup("fit")
-        if first and not last:
-            train.introduce(recorder, config, datamodule.tensors["train"][0])
-        if first and not quiet:
-            run.announce(config, dataset, module.model, datamodule.sizes)
-        at = {"datamodule": datamodule, "weights_only": True}
         when = {"save_on_train_epoch_end": False, "enable_version_counter": False}  # after the validation
+        trainer.callbacks += [Best(opened.path, "best", "loss/val", save_weights_only=True, **when)]
+        if config.patience:
+            trainer.callbacks += [EarlyStopping("loss/val", patience=config.patience, check_on_train_epoch_end=False)]
+        trainer.callbacks += [Observation(config, opened, recorder, quiet)]
         try:
-            with interrupts() as interrupted:
-                trainer.callbacks += [observation := Observation(config, opened, recorder, interrupted)]
-                if config.patience:
-                    stopper = EarlyStopping("loss/val", patience=config.patience, check_on_train_epoch_end=False)
-                    trainer.callbacks += [stopper]
-                trainer.callbacks += [Checkpoint(opened.path, "best", "loss/val", save_weights_only=True, **when)]
-                trainer.callbacks += [Checkpoint(opened.path, "last", **when)]
-                if saved["epoch"] in observation.moments:  # the untrained model, or that of last.pt: one looks again
-                    trainer.validate(module, ckpt_path=last, verbose=False, **at)
-                trainer.fit(module, ckpt_path=last, **at)
-            if interrupted.is_set():
-                raise SystemExit
+            trainer.fit(module, datamodule, ckpt_path=last if last.exists() else None, weights_only=True)
             trainer.logger = None  # TensorBoard has these values already
-            trainer.test(module, ckpt_path="best", verbose=not quiet, **at)
+            trainer.test(module, datamodule, ckpt_path="best", weights_only=True, verbose=not quiet)
             status, step = "finished", module.rows[-1]["step"]
         except Diverged as diverged:
             status, step = "diverged", diverged.args[0]
-        except SystemExit:  # which is also what Lightning makes of a second Ctrl-C
+        except SystemExit:  # what Lightning makes of Ctrl-C; last.pt is of the latest evaluation
             words = f"go on with: python train_lightning.py --resume {shlex.quote(str(folder))}"
             raise KeyboardInterrupt(words) from None
-        finally:
-            recorder.close()
         if not first:
             sys.exit()
         end = {"status": status, "step": step, "best": train.best(module.rows), "last": module.rows[-1]}
@@ -305,11 +282,8 @@ def train_lightning(config: Config, folder: str | Path, quiet: bool = False, **m
 def main(argv: list[str] | None = None) -> None:
     with errors_in_one_line(data.DataError, run.RunError):
         options = parse(LightningOptions, argv)
-        machines = {name: getattr(options, name) for name in ("accelerator", "devices", "num_nodes", "strategy")}
-        ranks, tasks = options.devices * options.num_nodes, os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-        if tasks not in ("1", str(ranks)):
-            wrong_arguments(f"--devices {options.devices}: srun started {tasks} processes; give --devices {tasks}")
-        if ranks > 1 and not options.resume:  # all of them are to find the same folder
+        machines = {name: getattr(options, name) for name in ("devices", "num_nodes", "strategy")}
+        if options.devices * options.num_nodes > 1 and not options.resume:  # all processes are to find the same folder
             options = replace(options, name=options.name or run.run_name(options.config))
         train.launch(options, partial(train_lightning, **machines), "train_lightning.py")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import EVERYTHING, ROOT, Cut, assert_equal_runs, contents, cut_at, events, forked, points, refused, weights
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 import data
 import train_lightning as script
@@ -56,15 +55,16 @@ def test_the_same_run_as_the_plain_loop(method, digits, tmp_path):
 
 def cut_off(config, folder, epoch, file="last"):
     """`folder`, after its run fell over once it had saved `file` at the evaluation of this epoch."""
-    save = ModelCheckpoint.on_validation_end
+    where = {"last": (script.Observation, "on_validation_start"), "best": (script.Best, "on_validation_end")}[file]
+    save = getattr(*where)
 
     def fall_over(self, trainer, module):
         save(self, trainer, module)
-        if module.trained == epoch and self.filename == file:
+        if module.trained == epoch:
             raise Cut
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Cut):
-        patch.setattr(ModelCheckpoint, "on_validation_end", fall_over)
+        patch.setattr(*where, fall_over)
         train_lightning(config, folder, quiet=True)
     return folder
 
@@ -98,32 +98,21 @@ def test_a_killed_run_goes_on_to_the_same_weights(config, whole, tmp_path):
     assert_equal_runs(tmp_path / "cut", whole)
 
 
-@pytest.mark.parametrize("press_at", [7, 9, 20])  # an evaluation, none, the last one
-def test_ctrl_c_says_how_to_go_on(press_at, config, whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("press_at", "name"), [(8, "SIGINT"), (10, "SIGTERM"), (20, "SIGINT")])
+def test_ctrl_c_says_how_to_go_on(press_at, name, config, whole, tmp_path, monkeypatch):
     def press(self, trainer, module, *_):
         if module.trained == press_at - 1 and trainer.is_last_batch:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.Signals[name])
 
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=r"train_lightning.py --resume \S+cut$"):
         patch.setattr(script.Observation, "on_before_optimizer_step", press)
         train_lightning(config, tmp_path / "cut", quiet=True)
     assert signal.getsignal(signal.SIGINT) == handler
-    assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["epoch"] == press_at
+    last = torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["epoch"]
+    assert last == {8: 7, 10: 7, 20: 12}[press_at], "the latest evaluation"
     train_lightning(config, tmp_path / "cut", quiet=True)
     assert_equal_runs(tmp_path / "cut", whole)
-
-
-def test_a_second_ctrl_c_stops_at_once(digits, tmp_path, monkeypatch):
-    def press(self, trainer, module, *_):
-        if module.trained == 9:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(script.Observation, "on_before_optimizer_step", press)
-    with pytest.raises(KeyboardInterrupt, match="--resume"):
-        train_lightning(digits, tmp_path / "cut", quiet=True)
-    assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["epoch"] == 7, "the last evaluation"
 
 
 def test_a_moved_run_keeps_its_best_weights(digits, tmp_path):
@@ -210,16 +199,10 @@ def test_two_processes_share_every_batch_and_come_close_to_one(digits, tmp_path)
     assert "test_error" in done.stdout and "python train_lightning.py" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", ["--devices 0", "--patience -1", "--accelerator foo", "--num-nodes 0"])
+@pytest.mark.parametrize("arguments", ["--devices 0", "--patience -1", "--num-nodes 0"])
 def test_wrong_arguments(arguments, capfd):
     code, error = refused(capfd, script.main, *arguments.split())
     assert code == 2 and arguments.split()[0] in error
-
-
-def test_a_rank_of_srun_is_told_its_devices(tmp_path, capfd, monkeypatch):
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    code, error = refused(capfd, script.main, *DIGITS, "--runs-dir", tmp_path)
-    assert code == 2 and "--devices 2" in error and not list(tmp_path.iterdir())
 
 
 def test_the_same_run_on_mnist(mnist, tmp_path):
