@@ -72,11 +72,6 @@ def test_the_caller_s_images_stay_as_they_are():
     assert torch.equal(images, before)
 
 
-def test_noise_has_the_deviation_that_it_says():
-    noise = augment(torch.full((100, 28, 28), 0.5), generator(), noise=0.3) - 0.5
-    assert noise.std().item() == pytest.approx(0.3, rel=0.02) and abs(noise.mean().item()) < 0.01
-
-
 def centre_of_mass(images):
     weights = images / images.sum((1, 2), keepdim=True)
     position = torch.arange(images.shape[1]) - (images.shape[1] - 1) / 2
@@ -106,10 +101,8 @@ def test_draws_are_uniform_between_their_bounds(settings, seen, bound):
 
 def test_shear_moves_along_x_in_proportion_to_y():
     moved = centre_of_mass(augment(blob(0, 8), generator(), shear=0.3))
-    assert moved[:, 0].abs().max() < 8 * 0.3 * 1.02 and moved[:, 0].std().item() == pytest.approx(
-        2.4 / math.sqrt(3), rel=0.05
-    )
-    assert (moved[:, 1] - 8).abs().max() < 0.1
+    assert moved[:, 0].abs().max() < 2.4 * 1.02 and (moved[:, 1] - 8).abs().max() < 0.1
+    assert moved[:, 0].std().item() == pytest.approx(2.4 / math.sqrt(3), rel=0.05)
 
 
 def simard(alpha, height, width, count):
