@@ -6,7 +6,6 @@ The usual way is a Lightning Trainer over DataLoaders in an Optuna objective, on
 same space at equal epochs and without pruning, and validate on the same images at the same moments.
 """
 
-import argparse
 import logging
 import sys
 import tempfile
@@ -60,60 +59,50 @@ class Usual(lightning.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.config.lr)
 
 
-def usual_way(fixed, dataset, count):
-    """Seconds and lowest validation cost of `count` trials."""
-    cpu = torch.device("cpu")
-    training, validation = (
-        TensorDataset(*data.split_tensors(dataset, split, fixed.fold, cpu)) for split in ("train", "val")
-    )
+def usual_way(fixed, dataset):
+    """Seconds and lowest validation cost of the trials."""
+    tensors = [data.split_tensors(dataset, split, fixed.fold, torch.device("cpu")) for split in ("train", "val")]
 
     def objective(trial):
         config = search.suggest(trial, fixed, search.SearchOptions().searched)
         module = Usual(config, dataset.in_features, dataset.classes)
         trainer = lightning.Trainer(max_epochs=config.epochs, accelerator="cpu", num_sanity_val_steps=0, **OFF)
+        training, validation = (TensorDataset(*pair) for pair in tensors)
         loaders = DataLoader(training, config.batch_size, shuffle=True), DataLoader(validation, config.batch_size)
         trainer.fit(module, *loaders)
         return module.lowest
 
     start = time.perf_counter()
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
-    study.optimize(objective, n_trials=count, n_jobs=1)
+    study.optimize(objective, n_trials=TRIALS, n_jobs=1)
     return time.perf_counter() - start, study.best_value
 
 
 def this_way(fixed, trials, prune):
     """Seconds, and the trials, of a search with two workers; the start of the processes is counted."""
     with tempfile.TemporaryDirectory() as folder:
-        options = search.SearchOptions(fixed, studies_dir=folder, trials=trials, workers=2, prune=prune)
         start = time.perf_counter()
-        study = search.search(options)
+        study = search.search(search.SearchOptions(fixed, studies_dir=folder, trials=trials, workers=2, prune=prune))
         return time.perf_counter() - start, study.trials
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two trials of four epochs, only to see that it works")
-    quick = parser.parse_args(argv).quick
+def main():
     warnings.simplefilter("ignore")  # Lightning recommends worker processes
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     cluster.be_quiet()
-    dataset = data.load("digits" if quick else "auto")
-    count, epochs = (2, 4) if quick else (TRIALS, EPOCHS)
-    fixed = train.Config(data=dataset.name, device="cpu", epochs=epochs, histograms=0)
-    usual, goal = usual_way(fixed, dataset, count)
-    ours, _ = this_way(fixed, count, prune=False)
-    print(f"{dataset.name}, {count} trials of {epochs} epochs")
+    dataset = data.load()
+    fixed = train.Config(data=dataset.name, device="cpu", epochs=EPOCHS, histograms=0)
+    usual, goal = usual_way(fixed, dataset)
+    ours, _ = this_way(fixed, TRIALS, prune=False)
+    print(f"{dataset.name}, {TRIALS} trials of {EPOCHS} epochs")
     print(f"{'':34} {'s':>7} {'trials/h':>9} {'ratio':>6}")
-    print(f"{'Lightning, DataLoader, n_jobs=1':34} {usual:7.1f} {count / usual * 3600:9.0f} {1:6.2f}")
-    print(f"{'search.py --workers 2 --no-prune':34} {ours:7.1f} {count / ours * 3600:9.0f} {usual / ours:6.2f}")
-    _, trials = this_way(fixed, count if quick else 5 * count, prune=True)
-    reached = [trial for trial in trials if trial.value is not None and trial.value <= goal]
-    if reached:
-        begun = min(trial.datetime_start for trial in trials)
-        seconds = min((trial.datetime_complete - begun).total_seconds() for trial in reached)
-        print(f"with pruning, the usual way's best cost, {goal:.4f}, was reached after {seconds:.1f} s")
-    else:
-        print(f"with pruning, the usual way's best cost, {goal:.4f}, was not reached in {len(trials)} trials")
+    for name, seconds in (("Lightning, DataLoader, n_jobs=1", usual), ("search.py --workers 2 --no-prune", ours)):
+        print(f"{name:34} {seconds:7.1f} {TRIALS / seconds * 3600:9.0f} {usual / seconds:6.2f}")
+    _, trials = this_way(fixed, 5 * TRIALS, prune=True)
+    reached = [trial.datetime_complete for trial in trials if trial.value is not None and trial.value <= goal]
+    begun = min(trial.datetime_start for trial in trials)
+    after = f"after {(min(reached) - begun).total_seconds():.1f} s" if reached else f"not in {len(trials)} trials"
+    print(f"with pruning, the usual way's best cost, {goal:.4f}, was reached {after}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ still take the caches and the memory; so the contenders of a table take turns, a
 of turns. All figures are medians over the rounds.
 """
 
-import contextlib
 import itertools
 import logging
 import math
@@ -17,7 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -56,30 +55,15 @@ METHODS = {
     for method, settings in compare.METHODS.items()
     if method != compare.RECIPE  # whose step is the plain network's
 }
-GEOMETRIC = METHODS["geometric"]
 WHOLE_RUNS = (compare.PLAIN, "dropout + L2", "everything")  # the second is the README's main job
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchmarkOptions:
     """Time a training step, augmentation and whole runs beside the hardware's limits and the usual ways."""
 
     data: Literal["auto", "mnist", "digits"] = "auto"  # auto: MNIST, or scikit-learn's digits where it cannot be had
-    quick: bool = False  # a few steps of everything: that it works, not how fast
-
-
-class Length(NamedTuple):
-    """How much is timed."""
-
-    step_rounds: int
-    step_epochs: int  # in a turn: the shorter, the less a machine changes between two contenders
-    augmentation_rounds: int
-    augmentation_batches: int  # in a turn
-    run_rounds: int
-    run_epochs: int
-
-
-FULL, QUICK = Length(30, 3, 10, 10, 2, 1000), Length(1, 1, 1, 1, 1, 1)
+    quick: bool = False  # one step of everything: that it works, not how fast
 
 
 class Problem(NamedTuple):
@@ -100,55 +84,9 @@ class Problem(NamedTuple):
         """In an epoch."""
         return math.ceil(len(self.labels) / self.config.batch_size)
 
-    @property
-    def sizes(self) -> list[int]:
-        """Inputs and outputs of the linear layers."""
-        return [self.dataset.in_features, *self.config.hidden, self.dataset.classes]
-
 
 Contender = Callable[[int], float]  # trains for so many epochs, and returns the seconds of the processor that it took
 Table = dict[str, dict[str, float]]  # by row and column
-
-
-# --- the limits ------------------------------------------------------------------------------------------------------
-
-
-def products(problem: Problem, matmul: Callable, convert: Callable) -> Contender:
-    """The matrix products of a step, into buffers made beforehand: nothing that trains can take less.
-
-    `matmul(a, b, out=c)` multiplies what `convert` makes of a tensor.
-    """
-
-    def random(rows: int, columns: int):
-        return convert(torch.rand(rows, columns))
-
-    sizes, rows = problem.sizes, problem.rows
-    weights, weight_gradients = ([random(o, i) for i, o in itertools.pairwise(sizes)] for _ in range(2))
-    activations, gradients = ([random(rows, size) for size in sizes] for _ in range(2))
-
-    def step() -> None:
-        for layer, weight in enumerate(weights):
-            matmul(activations[layer], weight.T, out=activations[layer + 1])
-        for layer in reversed(range(len(weights))):
-            matmul(gradients[layer + 1].T, activations[layer], out=weight_gradients[layer])
-            if layer:  # nobody needs the gradient of the pixels
-                matmul(gradients[layer + 1], weights[layer], out=gradients[layer])
-
-    @timed
-    def turn(epochs: int) -> None:
-        for _ in range(epochs * problem.steps):
-            step()
-
-    return turn
-
-
-def operations(problem: Problem) -> int:
-    """Additions and multiplications in the matrix products of a step."""
-    pairs = [i * o for i, o in itertools.pairwise(problem.sizes)]
-    return 2 * problem.rows * (3 * sum(pairs) - pairs[0])
-
-
-# --- the contenders --------------------------------------------------------------------------------------------------
 
 
 def timed(work: Callable[[int], None]) -> Contender:
@@ -156,6 +94,35 @@ def timed(work: Callable[[int], None]) -> Contender:
         start = time.process_time()
         work(epochs)
         return time.process_time() - start
+
+    return turn
+
+
+# --- the contenders --------------------------------------------------------------------------------------------------
+
+
+def products(problem: Problem, matmul: Callable, convert: Callable) -> Contender:
+    """The matrix products of a step, into buffers made beforehand: nothing that trains can take less.
+
+    `matmul(a, b, out=c)` multiplies what `convert` makes of a tensor.
+    """
+    sizes = [problem.dataset.in_features, *problem.config.hidden, problem.dataset.classes]
+
+    def random(shapes) -> list:
+        return [convert(torch.rand(*shape)) for shape in shapes]
+
+    weights, weight_gradients = (random((o, i) for i, o in itertools.pairwise(sizes)) for _ in range(2))
+    activations, gradients = (random((problem.rows, size) for size in sizes) for _ in range(2))
+
+    @timed
+    def turn(epochs: int) -> None:
+        for _ in range(epochs * problem.steps):
+            for layer, weight in enumerate(weights):
+                matmul(activations[layer], weight.T, out=activations[layer + 1])
+            for layer in reversed(range(len(weights))):
+                matmul(gradients[layer + 1].T, activations[layer], out=weight_gradients[layer])
+                if layer:  # nobody needs the gradient of the pixels
+                    matmul(gradients[layer + 1], weights[layer], out=gradients[layer])
 
     return turn
 
@@ -237,26 +204,14 @@ class Stopwatch(lightning.Callback):
         self.seconds += time.process_time()
 
 
-def fit(module: lightning.LightningModule, batches: Iterable | lightning.LightningDataModule, epochs: int) -> float:
+def fit(epochs: int, module: lightning.LightningModule, batches: Iterable | lightning.LightningDataModule) -> float:
     """Seconds that Lightning's Trainer takes with nothing switched on."""
     stopwatch = Stopwatch()
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = lightning.Trainer(max_epochs=epochs, accelerator="cpu", limit_val_batches=0, callbacks=[stopwatch], **off)
-    usual = {} if isinstance(module, LitMLP) else LIGHTNING  # which train_lightning.py takes back
-    with patch.dict(os.environ, usual):
+    with patch.dict(os.environ, LIGHTNING):
         trainer.fit(module, batches)
     return stopwatch.seconds
-
-
-def usual_lightning(problem: Problem) -> Contender:
-    """Lightning's Trainer over that DataLoader, with a logged loss."""
-    loader = usual_loader(problem)
-    return lambda epochs: fit(UsualLightning(problem), loader, epochs)
-
-
-def our_lightning(problem: Problem) -> Contender:
-    """Lightning's Trainer over the module of train_lightning.py and its batches in memory."""
-    return lambda epochs: fit(LitMLP(problem.config, problem.dataset), MNISTData(problem.config), epochs)
 
 
 def scikit_learn(problem: Problem) -> Contender:
@@ -299,48 +254,43 @@ def show(title: str, table: Table) -> None:
 # --- the tables ------------------------------------------------------------------------------------------------------
 
 
-def step_table(problem: Problem, length: Length) -> Table:
+def step_table(problem: Problem, rounds: int, epochs: int) -> Table:
     """ms a step of every contender, and how many times as long as the matrix products of PyTorch and of NumPy."""
-    limits = {
-        "x PyTorch's": ("PyTorch's matrix products alone", products(problem, torch.matmul, lambda tensor: tensor)),
-        "x NumPy's": ("NumPy's matrix products alone", products(problem, np.matmul, torch.Tensor.numpy)),
-    }
-    contenders = dict(limits.values())
+    config, dataset = problem.config, problem.dataset
+    limits = {f"{name}'s matrix products alone": f"x {name}'s" for name in ("PyTorch", "NumPy")}
+    ways = (torch.matmul, lambda tensor: tensor), (np.matmul, torch.Tensor.numpy)
+    contenders = {name: products(problem, *way) for name, way in zip(limits, ways, strict=True)}
     contenders |= {name: ours(problem, **settings) for name, settings in METHODS.items()}
     contenders |= {
         "plain, --matmul medium": ours(problem, matmul="medium"),
         "DataLoader, Adam, .item()": usual_loop(problem),
-        "Lightning's Trainer, DataLoader": usual_lightning(problem),
-        "train_lightning.py, in memory": our_lightning(problem),
+        "Lightning's Trainer, DataLoader": lambda epochs: fit(epochs, UsualLightning(problem), usual_loader(problem)),
+        "train_lightning.py, in memory": lambda epochs: fit(epochs, LitMLP(config, dataset), MNISTData(config)),
         "scikit-learn's MLPClassifier": scikit_learn(problem),
     }
-    times = take_turns(contenders, length.step_rounds, length.step_epochs)
-    each = 1000 / (length.step_epochs * problem.steps)
-    table = {
-        name: {"ms": statistics.median(values) * each}
-        | {column: median_ratio(values, times[limit]) for column, (limit, _) in limits.items()}
-        for name, values in times.items()
-    }
+    times = take_turns(contenders, rounds, epochs)
+    table = {}
+    for name, values in times.items():
+        table[name] = {"ms": statistics.median(values) * 1000 / (epochs * problem.steps)}
+        table[name] |= {column: median_ratio(values, times[limit]) for limit, column in limits.items()}
     show(f"a step on {problem.rows} images", table)
-    for limit, _ in limits.values():
-        print(f"{limit}: {operations(problem) / table[limit]['ms'] / 1e6:.0f} GFLOP/s")
     return table
 
 
-def augmentation_table(problem: Problem, length: Length) -> Table:
+def augmentation_table(problem: Problem, rounds: int, count: int) -> Table:
     """ms for a batch, here and with torchvision's transforms, which draw once a call and so need a loop over images."""
     images, side = problem.images[: problem.rows], problem.images.shape[-1]
-    parts = {"geometry": GEOMETRIC, "noise": METHODS["noise"], "elastic": METHODS["elastic"]}
-    shear = math.degrees(math.atan(GEOMETRIC["shear"]))
-    zoom, shift = GEOMETRIC["zoom"], GEOMETRIC["shift"] / side
+    parts = {"geometry": METHODS["geometric"], "noise": METHODS["noise"], "elastic": METHODS["elastic"]}
+    parts["all"] = {name: value for part in parts.values() for name, value in part.items()}
+    how = parts["all"]
+    zoom, shift, shear = how["zoom"], how["shift"] / side, math.degrees(math.atan(how["shear"]))
     bilinear = v2.InterpolationMode.BILINEAR
     transforms = {
-        "geometry": v2.RandomAffine(GEOMETRIC["rotate"], (shift, shift), (1 - zoom, 1 + zoom), shear, bilinear),
+        "geometry": v2.RandomAffine(how["rotate"], (shift, shift), (1 - zoom, 1 + zoom), shear, bilinear),
         # its alpha counts half pixels, and its blur cannot reach farther than the images do
-        "elastic": v2.ElasticTransform(2 * parts["elastic"]["elastic"], min(SIMARD_SIGMA, (side - 1) / 4)),
-        "noise": v2.GaussianNoise(sigma=parts["noise"]["noise"], clip=False),
+        "elastic": v2.ElasticTransform(2 * how["elastic"], min(SIMARD_SIGMA, (side - 1) / 4)),
+        "noise": v2.GaussianNoise(sigma=how["noise"], clip=False),
     }
-    parts["all"] = {name: value for part in parts.values() for name, value in part.items()}
     transforms["all"] = v2.Compose(list(transforms.values()))
 
     def batched(config: train.Config) -> Contender:
@@ -354,15 +304,15 @@ def augmentation_table(problem: Problem, length: Length) -> Table:
     table = {}
     for name, settings in parts.items():
         contenders = {"ms": batched(replace(problem.config, **settings)), "torchvision": one_by_one(transforms[name])}
-        times = take_turns(contenders, length.augmentation_rounds, length.augmentation_batches)
-        times["ms"] = [seconds / length.augmentation_batches for seconds in times["ms"]]
+        times = take_turns(contenders, rounds, count)
+        times["ms"] = [seconds / count for seconds in times["ms"]]
         table[name] = {column: statistics.median(values) * 1000 for column, values in times.items()}
         table[name]["x ours"] = median_ratio(times["torchvision"], times["ms"])
     show(f"augmenting {problem.rows} images", table)
     return table
 
 
-def run_table(problem: Problem, length: Length) -> Table:
+def run_table(problem: Problem, rounds: int, epochs: int) -> Table:
     """Seconds of whole runs of train.train, evaluations and files included, and of bare steps of the plain network."""
 
     def whole(settings: dict) -> Contender:
@@ -374,69 +324,51 @@ def run_table(problem: Problem, length: Length) -> Table:
         return turn
 
     contenders = {"plain steps alone": ours(problem)} | {name: whole(METHODS[name]) for name in WHOLE_RUNS}
-    times = take_turns(contenders, length.run_rounds, length.run_epochs)
-    table = {
-        name: {"s": statistics.median(values), "x plain": median_ratio(values, times[compare.PLAIN])}
-        for name, values in times.items()
-    }
-    show(f"a whole run, {length.run_epochs} epochs", table)
+    times = take_turns(contenders, rounds, epochs)
+    table = {}
+    for name, values in times.items():
+        table[name] = {"s": statistics.median(values), "x plain": median_ratio(values, times[compare.PLAIN])}
+    show(f"a whole run, {epochs} epochs", table)
     return table
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
+
+TABLES = {  # in how many rounds, and how much in a turn: the shorter, the less a machine changes between contenders
+    "augmentation": (augmentation_table, 10, 10),
+    "step": (step_table, 30, 3),
+    "run": (run_table, 2, 1000),
+}
 
 
 def describe(problem: Problem) -> None:
     """Which processor, which BLAS, and which instructions each of them uses, as far as they tell."""
     processor = torch.cpu.get_capabilities()
     name = processor.get("cpu_name", processor.get("architecture", "unknown"))
-    features = [key for key in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve") if processor.get(key)]
-    print(f"{problem.dataset.name}, one thread, {name} with {', '.join(features)}")
-    print(f"PyTorch {torch.__version__}, its own kernels in {torch.backends.cpu.get_cpu_capability()}, built with")
-    for line in torch.__config__.show().splitlines():
-        if "Math Kernel Library" in line or "MKL-DNN" in line:
-            print(f"  {line.strip(' -')}")
+    kernels = torch.backends.cpu.get_cpu_capability()
+    print(f"{problem.dataset.name}, one thread, {name}; PyTorch {torch.__version__}, its own kernels in {kernels}")
     for library in threadpool_info():
         if library["user_api"] == "blas":
             kernels = library.get("architecture", "of its own choice")
-            file = Path(*Path(library["filepath"]).parts[-2:])
-            print(f"{library['internal_api']} {library['version']}, kernels: {kernels} ({file})")
-    if torch.backends.mkl.is_available() and "AMD" in name:
-        print("MKL takes AVX2 kernels on AMD processors, whatever else these offer")
-
-
-@contextlib.contextmanager
-def surroundings() -> Iterator[None]:
-    """Inside, one thread for NumPy too, nothing of what Lightning sets, and no word of Lightning or scikit-learn.
-
-    The one recommends worker processes, the other wants more epochs.
-    """
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with threadpool_limits(1), patch.dict(os.environ), warnings.catch_warnings():
-            for name in LIGHTNING:
-                os.environ.pop(name, None)
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+            print(f"{library['internal_api']} {library['version']}, kernels: {kernels} ({library['filepath']})")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Table]:
     """Prints the tables, and returns them."""
     with errors_in_one_line(data.DataError, RunError):
-        options = parse(Options, argv)
-        length = QUICK if options.quick else FULL
+        options = parse(BenchmarkOptions, argv)
         dataset = data.load(options.data)
         warn(dataset)
         config = train.Config(data=dataset.name, device="cpu", threads=1)
         problem = Problem(dataset, *data.split_tensors(dataset, "train", config.fold, CPU), config)
-        with machine(config), surroundings():
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        # Lightning recommends worker processes, scikit-learn more epochs; NumPy is to take one thread, too
+        with machine(config), threadpool_limits(1), patch.dict(os.environ), warnings.catch_warnings(action="ignore"):
+            for name in LIGHTNING:
+                os.environ.pop(name, None)
             describe(problem)
-            tables = {"augmentation": augmentation_table, "step": step_table, "run": run_table}
-            return {name: table(problem, length) for name, table in tables.items()}
+            lengths = {name: (1, 1) if options.quick else length for name, (_, *length) in TABLES.items()}
+            return {name: table(problem, *lengths[name]) for name, (table, *_) in TABLES.items()}
 
 
 if __name__ == "__main__":

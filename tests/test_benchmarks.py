@@ -5,7 +5,6 @@ import os
 
 import torch
 
-import data
 from benchmarks import step
 
 
@@ -23,17 +22,3 @@ def test_quick_prints_every_table_and_leaves_no_trace(capsys):
         for name, cells in table.items():
             assert f"\n{name} " in printed
             assert all(math.isfinite(value) and value > 0 for value in cells.values())
-
-
-def test_a_step_s_operations_are_those_of_its_products(digits):
-    dataset = data.load("digits")
-    images, labels = data.split_tensors(dataset, "train", 0, step.CPU)
-    problem = step.Problem(dataset, images, labels, digits)
-    done = []
-
-    def matmul(a, b, out):
-        assert out.shape == (a.shape[0], b.shape[1])
-        done.append(2 * a.shape[0] * a.shape[1] * b.shape[1])
-
-    step.products(problem, matmul, lambda tensor: tensor)(1)
-    assert sum(done) == step.operations(problem)
