@@ -126,7 +126,7 @@ class LitMLP(LightningModule):
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         """Instead of `check_finite(...)`."""
-        loss = self.trainer.strategy.reduce(outputs["loss"])  # of all processes, which stop together
+        loss = self.trainer.strategy.reduce(outputs["loss"])  # the mean over processes, which stop together
         train.check_finite([loss], self.global_step - 1)
 
     def validation_step(self, batch, batch_idx, dataloader_idx):
@@ -141,7 +141,7 @@ class LitMLP(LightningModule):
         row |= {"seconds": time.perf_counter() - self.since}
         if not math.isfinite(row["loss/train"] + row["loss/val"]):
             raise Diverged(self.global_step)
-        self.rows = [*self.rows, row]
+        self.rows.append(row)
         scalars = {tag: value for tag, value in row.items() if tag not in ("epoch", "seconds")}
         self.log_dict(scalars | {"step": torch.tensor(self.global_step).double()})  # Lightning's own step is one behind
 
@@ -179,11 +179,10 @@ class Observation(Callback):
             train.introduce(self.recorder, module.config, trainer.datamodule.tensors["train"][0])
         if trainer.is_global_zero and not self.quiet:
             run.announce(module.config, module.dataset, module.model, trainer.datamodule.sizes)
-        if module.trained in self.moments:
-            validation, trainer.validating = trainer.fit_loop.epoch_loop.val_loop, True
-            validation.run()
-            validation.reset()  # else Lightning believes that the epoch of last.pt is not over
-            trainer.training = True
+        validation, trainer.validating = trainer.fit_loop.epoch_loop.val_loop, True
+        validation.run()
+        validation.reset()  # else Lightning believes that the epoch of last.pt is not over
+        trainer.training = True
 
     def on_train_epoch_start(self, trainer, module):
         """Names the next evaluation: they are denser early, which no fixed `check_val_every_n_epoch` is."""
@@ -265,16 +264,15 @@ def train_lightning(config: Config, folder: str | Path, quiet: bool = False, **m
             trainer.fit(module, datamodule, ckpt_path=last if last.exists() else None, weights_only=True)
             trainer.logger = None  # TensorBoard has these values already
             trainer.test(module, datamodule, ckpt_path="best", weights_only=True, verbose=not quiet)
-            status, step = "finished", module.rows[-1]["step"]
+            end = {"status": "finished", "step": module.global_step}
         except Diverged as diverged:
-            status, step = "diverged", diverged.args[0]
+            end = {"status": "diverged", "step": diverged.args[0]}
         except SystemExit:  # what Lightning makes of Ctrl-C; last.pt is of the latest evaluation
             words = f"go on with: python train_lightning.py --resume {shlex.quote(str(folder))}"
             raise KeyboardInterrupt(words) from None
         if not first:
             sys.exit()
-        end = {"status": status, "step": step, "best": train.best(module.rows), "last": module.rows[-1]}
-        end |= {"seconds": time.perf_counter() - module.since}
+        end |= {"best": train.best(module.rows), "last": module.rows[-1], "seconds": time.perf_counter() - module.since}
         result = run.outcome(config, dataset, module.model, datamodule.sizes, device, **end)
         return opened.finish(result) | {"folder": str(folder)}
 
