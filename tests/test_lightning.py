@@ -80,7 +80,7 @@ def whole(config, tmp_path_factory):
     return train(config, tmp_path_factory.mktemp("whole"), quiet=True)["folder"]
 
 
-@pytest.mark.parametrize(("cut", "file"), [(2, "last"), (7, "best"), (7, "last"), (20, "last")])
+@pytest.mark.parametrize(("cut", "file"), [(0, "best"), (2, "last"), (7, "best"), (7, "last"), (20, "last")])
 def test_a_run_that_fell_over_goes_on_to_the_same_weights(cut, file, config, whole, tmp_path):
     cut_off(config, tmp_path / "cut", cut, file)
     train_lightning(config, tmp_path / "cut", quiet=True)
