@@ -12,7 +12,7 @@ import itertools
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -21,9 +21,10 @@ import tyro
 
 import compare
 import data
+import planned
 from compare import AVERAGED, METHODS, NUISANCES, PARTS, tuned_settings
 from data import COMPARISON_FOLDS, TUNING_FOLDS
-from planned import BASE, ONE_LOOK, dataset_of, folder_of_choice, other_settings, plan, run_plans, study_folder
+from planned import BASE, ONE_LOOK, PlannedOptions, dataset_of, folder_of_choice, other_settings, plan, run_plans
 from support import cluster, report, shell
 from support.run import RunError, prepared
 from support.space import SPACE
@@ -112,21 +113,16 @@ SENTENCES = (
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
-PUBLISHED = Path(__file__).parent / "figures" / "sentences"
+PUBLISHED_SENTENCES = Path(__file__).parent / "figures" / "sentences"
 NAMES = ("all", *(one.name for one in SENTENCES), *map(str, range(1, len(SENTENCES) + 1)))
 
 
 @shell.checked
-class SentencesOptions:
+class SentencesOptions(PlannedOptions):
     """Test the sentences of the table in sentences.py. A setting of train.py, given here, holds for all."""
 
     sentence: tyro.conf.Positional[Literal[NAMES]] = "all"  # by name, or by number
-    config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=lambda: BASE)
     folds: Annotated[int, shell.between(2, len(COMPARISON_FOLDS))] = 5  # how many of those that compare
-    report: bool = False  # train nothing: rebuild the published tables and figures from their files
-    workers: Annotated[int, shell.between(1, 1000)] = 2  # processes, with one thread each
-    scheduler: str = ""  # such as tcp://host:8786, of a running `dask scheduler`, whose machines then do the work
-    studies_dir: shell.Folder = "studies"  # folder of all studies; the runs are in its folder compare
 
 
 def chosen_sentences(text: str) -> list[Sentence]:
@@ -171,48 +167,47 @@ def epochs_of(config: Config) -> int:
     return max(1, round(updates / batches(config.fraction, config.batch_size)))
 
 
-def retuned(options: SentencesOptions) -> list[dict]:
-    """RETUNED_METHODS tuned on the LARGEST share of the images, on the folds that tune: every point that was tried.
+def retuned(options: SentencesOptions, path: Path) -> dict[str, dict]:
+    """RETUNED_METHODS tuned on the LARGEST share of the images, on the folds that tune; writes every point to `path`.
 
-    Those are the first of compare.py's design, the plain network's optimum with what a method adds at its weakest, and
-    the method's own optimum at 5 %.
+    Tried are the first points of compare.py's design, the plain network's optimum with what a method adds at its
+    weakest, and the method's own optimum at 5 %.
     """
     base = replace(options.config, fraction=LARGEST, **ONE_LOOK)
-    base, known, rows = replace(base, epochs=epochs_of(base)), {}, []
+    base, known, rows, optima = replace(base, epochs=epochs_of(base)), {}, [], {}
     for stage in ((PLAIN,), RETUNED_METHODS[1:]):
-        optima, groups = {row["method"]: row["settings"] for row in rows if row["chosen"]}, []
+        groups = []
         for method, own in tuned_settings(stage, SCHEDULE).items():
             group = compare.points(method, SCHEDULE, optima, base)
             group = [row for row in group if row["trial"] < RETUNED_POINTS or row["origin"] != "design"]
             own = {"settings": own, "command": compare.command_of(replace(base, **own)), "border": ""}
             groups.append([*group, group[0] | own | {"origin": "5 %", "trial": compare.POINTS + len(group)}])
-        while missing := [one for group in groups for one in compare.halve(group, known)]:
-            configs = [replace(base, **row["settings"], fold=fold, seed=fold) for row, fold in missing]
-            found = run_plans([plan(config, ("train", "val")) for config in configs], options)
-            for (row, fold), result in zip(missing, (over.result for over in found), strict=True):
-                known[row["command"], fold] = result["result"]["last"]["error/val"], result["processor"]
+        compare.measure(groups, known, base, options)
         rows += [row for group in groups for row in group]
-    return rows
+        optima = {row["method"]: row["settings"] for row in rows if row["chosen"]}
+    report.write_tuned(path, rows, list(SPACE), TUNING_FOLDS)
+    return optima
 
 
-def rows_of(one: Sentence, options: SentencesOptions, tried: Sequence[dict]) -> list[dict]:
-    """What was measured, by method, value and fold; only what is missing is run. `tried` are `retuned` points."""
-    planned = []
+def rows_of(one: Sentence, options: SentencesOptions, folder: Path) -> list[dict]:
+    """What was measured, by method, value and fold; only what is missing is run."""
+    optima, plans = {}, []
+    if any(sweep.method.endswith(RETUNED) for sweep in one.sweeps):
+        optima = retuned(options, folder / f"{one.name}-tuned.csv")
     for sweep in one.sweeps:
         tuned = tuned_settings([sweep.tuned], SCHEDULE)[sweep.tuned] if sweep.tuned else {}
-        if sweep.method.endswith(RETUNED):
-            (tuned,) = (row["settings"] for row in tried if row["chosen"] and row["method"] == sweep.tuned)
+        tuned = optima[sweep.tuned] if sweep.method.endswith(RETUNED) else tuned
         base = replace(options.config, **(tuned | sweep.settings))
         kind = {sweep.axis: list(sweep.values)} if sweep.axis in OF_A_RUN else {}
         row = {"method": sweep.method, "axis": sweep.axis, "schedule": base.schedule}
         for fold, value in itertools.product(COMPARISON_FOLDS[: options.folds], sweep.values):
             config = config_of(one, sweep, value, fold, base)
-            planned.append((row | {"value": value, "fold": fold}, plan(config, **kind)))
-    planned.sort(key=lambda each: each[0]["fold"])  # fold after fold
-    found = run_plans([payload for _, payload in planned], options)
+            plans.append((row | {"value": value, "fold": fold}, plan(config, **kind)))
+    plans.sort(key=lambda each: each[0]["fold"])  # fold after fold
+    found = run_plans([payload for _, payload in plans], options)
     return [
         row | (over.result[str(row["value"])] if row["axis"] in OF_A_RUN else of_network(over.result))
-        for (row, _), over in zip(planned, found, strict=True)
+        for (row, _), over in zip(plans, found, strict=True)
     ]
 
 
@@ -238,16 +233,14 @@ def epochs_to(cost: float, curves: dict[str, list[float]]) -> float | None:
 
 def combinations(path: Path) -> list[dict]:
     """What combinations and their parts change in the plain network's error, from the results.csv of compare.py."""
-    results, rows = report.read_csv(path) if path.exists() else [], []
-    groups = report.grouped(results) if results and "schedule" in results[0] else {}
+    groups, rows = report.grouped(report.read_csv(path, ("schedule",))), []
     for whole, best, schedule in report.beside_best_part(groups, PARTS):
         names = {"combination": whole, "best part": best}
-        others = [part for part in PARTS[whole] if part != best and (part, schedule) in groups]
-        names |= {"other part": others[0]} if len(PARTS[whole]) == 2 and others else {}
+        if len(PARTS[whole]) == 2:
+            (names["other part"],) = set(PARTS[whole]) - {best}
         for runs in zip(*(groups[name, schedule] for name in (PLAIN, *names.values())), strict=True):
-            effects = {
-                name: run["error/test"] - runs[0]["error/test"] for name, run in zip(names, runs[1:], strict=True)
-            }
+            plain, *errors = (run["error/test"] for run in runs)
+            effects = {name: error - plain for name, error in zip(names, errors, strict=True)}
             if "other part" in effects:
                 effects["sum of both"] = effects["best part"] + effects["other part"]
             row = {"axis": "combination", "schedule": schedule, "fold": runs[0]["fold"]}
@@ -279,21 +272,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = shell.parse(SentencesOptions, argv)
         refuse_ignored(options, argv)
         options = options if options.report else prepared(options)
-        folder = PUBLISHED if options.report else place_of(options)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = PUBLISHED_SENTENCES if options.report else place_of(options)
         for one in chosen_sentences(options.sentence):
-            tried = retuned(options) if one.name == "fraction" and not options.report else []
-            if tried:
-                report.write_tuned(folder / f"{one.name}-tuned.csv", tried, list(SPACE), TUNING_FOLDS)
-            rows = [] if one.sweeps else combinations(compared_at(options))
-            if rows := rows_of(one, options, tried) if one.sweeps and not options.report else rows:
-                report.write_csv(folder / f"{one.name}.csv", rows)
-            elif not options.report:
+            path = folder / f"{one.name}.csv"
+            if one.sweeps and not options.report:
+                report.write_csv(path, rows_of(one, options, folder))
+            elif not one.sweeps and compared_at(options).exists():
+                report.write_csv(path, combinations(compared_at(options)))
+            elif not one.sweeps:
                 print(f"{one.name}: left out; first run python compare.py with these settings")
-        print("\n".join(write_sentences(folder, SENTENCES, list(METHODS))))
+        print("\n".join(write_sentences(folder, SENTENCES)))
         if not options.report:
             print(f"\ntables and figures: {folder}")
-            print(f"the runs:           tensorboard --logdir {study_folder(options) / 'runs'}")
+            print(f"the runs:           tensorboard --logdir {planned.study_folder(options) / 'runs'}")
 
 
 if __name__ == "__main__":

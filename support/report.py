@@ -2,11 +2,10 @@
 
 A folder holds: results.csv, a row a run; ensembles.csv, a row a mean of several networks; sklearn.csv, a row a check by
 scikit-learn's network; curves.csv and reliability.csv, for two of the figures. Another one holds tuned.csv, a row a
-point that was tried.
-Errors are fractions in the files, and percent or percentage points in tables and figures. Unless said otherwise,
-intervals have 95 %, differences are of test errors and paired by fold, and negative ones are improvements.
+point that was tried. Errors are fractions in the files, and percent or percentage points in tables and figures.
 """
 
+import contextlib
 import csv
 import itertools
 import re
@@ -15,23 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from support import figures
+from support import figures, statistics
 from support.shell import replacing
-from support.statistics import (
-    LEAST_PAIRS,
-    MARGIN,
-    PLAIN,
-    WITHOUT,
-    Difference,
-    ReportError,
-    by_method,
-    mean_and_interval,
-    paired_differences,
-    runs_by_method,
-    tested,
-)
+from support.statistics import MARGIN, PLAIN, WITHOUT, Difference, ReportError
 
 Groups = dict[tuple[str, str], list[dict]]  # by method and schedule, its runs, folds ascending
+Pair = tuple[str, str, str]  # a method, the one that it is compared to, and the schedule of both
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
@@ -42,7 +30,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[dict]) -> None:
-    """A table with the columns of its first row; what a later row lacks stays empty."""
+    """A table with the columns of all `rows`; what a row lacks stays empty."""
     columns = dict.fromkeys(column for row in rows for column in row)
     with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -62,10 +50,8 @@ def read_csv(path: Path, needed: Sequence[str] = ()) -> list[dict]:
 
 def read_number(text: str) -> float | int | str:
     for kind in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             return kind(text)
-        except ValueError:
-            pass
     return text
 
 
@@ -73,28 +59,11 @@ MEASURED = ("epoch", "loss/", "error/", "calibration/", "temperature", "tempered
 
 
 def write_runs(folder: Path, runs: Sequence[dict]) -> None:
-    """results.csv, and of all folds together curves.csv and reliability.csv, from what planned runs returned.
-
-    A run has method, schedule, fold, command, begun and ended, and what planned.one_network returns. Those of a method
-    and schedule stand together.
-    """
-    rows, curves, bins, groups = [], [], [], {}
+    """results.csv, and of all folds together curves.csv and reliability.csv, from the runs of compare.py."""
+    write_csv(folder / "results.csv", [result_row(run) for run in runs])
+    groups, curves, bins = {}, [], []
     for run in runs:
         groups.setdefault((run["method"], run["schedule"]), []).append(run)
-        result = run["result"]
-        best, last = (
-            {name: value for name, value in result[moment].items() if name.startswith(MEASURED)}
-            for moment in ("best", "last")
-        )
-        rows.append(
-            {key: run[key] for key in ("method", "schedule", "fold", "command")}
-            | {key: result[key] for key in ("seed", "data", "status")}
-            | last
-            | {f"best/{name}": value for name, value in best.items()}
-            | {"seconds": round(result["seconds"], 1)}
-            | {key: run[key][:16].replace("T", " ") for key in ("begun", "ended")}  # minutes will do
-            | {"processor": run["processor"], "torch": result["versions"]["torch"]}
-        )
     for (method, schedule), group in groups.items():
         name = {"method": method, "schedule": schedule}
         for split in ("train", "val", "test"):
@@ -108,16 +77,24 @@ def write_runs(folder: Path, runs: Sequence[dict]) -> None:
             if images:
                 shares = {"confidence": round(confidences / images, 5), "right": round(right / images, 5)}
                 bins.append(name | {"images": int(images)} | shares)
-    for file, lines in (("results", rows), ("curves", curves), ("reliability", bins)):
-        if lines:
-            write_csv(folder / f"{file}.csv", lines)
+    write_csv(folder / "curves.csv", curves)
+    if bins:  # not every run diverged
+        write_csv(folder / "reliability.csv", bins)
+
+
+def result_row(run: dict) -> dict:
+    """What results.csv says of a run."""
+    result, row = run["result"], {key: run[key] for key in ("method", "schedule", "fold", "command")}
+    row |= {key: result[key] for key in ("seed", "data", "status")}
+    for moment, prefix in (("last", ""), ("best", "best/")):
+        row |= {prefix + key: value for key, value in result[moment].items() if key.startswith(MEASURED)}
+    row |= {"seconds": round(result["seconds"], 1)}
+    row |= {key: run[key][:16].replace("T", " ") for key in ("begun", "ended")}  # minutes will do
+    return row | {"processor": run["processor"], "torch": result["versions"]["torch"]}
 
 
 def write_tuned(path: Path, rows: Sequence[dict], settings: Sequence[str], folds: Sequence[int]) -> None:
-    """tuned.csv: every point of `rows`, its `settings` and its errors on `folds`, and if chosen, at which borders.
-
-    `command` runs it on the first fold; `processor` says where it was measured.
-    """
+    """tuned.csv: every point of `rows`, its `settings`, its errors on `folds` and where they were measured."""
     lines = []
     for row in rows:
         line = {key: row[key] for key in ("method", "schedule", "trial", "origin", "command")}
@@ -129,14 +106,14 @@ def write_tuned(path: Path, rows: Sequence[dict], settings: Sequence[str], folds
     write_csv(path, lines)
 
 
-# --- what the tables say ---------------------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def grouped(rows: Sequence[dict]) -> Groups:
     """The rows of results.csv; ReportError where folds differ, or the method that all are compared to is missing."""
     found = {}
     for schedule in dict.fromkeys(row["schedule"] for row in rows):
-        groups = runs_by_method(row for row in rows if row["schedule"] == schedule)
+        groups = statistics.runs_by_method(row for row in rows if row["schedule"] == schedule)
         if PLAIN not in groups:
             raise ReportError(f"results.csv: no run of {PLAIN!r}, to which all methods are compared: run it as well")
         found |= {(method, schedule): runs for method, runs in groups.items()}
@@ -145,15 +122,14 @@ def grouped(rows: Sequence[dict]) -> Groups:
 
 def in_order(groups: Groups) -> dict[str, str]:
     """By method its better schedule, in the order of the validation error (median) under it: test chooses nothing."""
-    keys = sorted(groups, key=lambda key: median(groups[key], "error/val"))
     found: dict[str, str] = {}
-    for method, schedule in keys:
+    for method, schedule in sorted(groups, key=lambda key: median(groups[key], "error/val")):
         if WITHOUT not in method:
             found.setdefault(method, schedule)
     return found
 
 
-def beside_best_part(groups: Groups, parts: dict[str, Sequence[str]]) -> list[tuple[str, str, str]]:
+def beside_best_part(groups: Groups, parts: dict[str, Sequence[str]]) -> list[Pair]:
     """Every combination, the one of its `parts` with the lowest median validation error, and the schedule of both."""
     pairs = []
     for method, schedule in groups:
@@ -162,10 +138,10 @@ def beside_best_part(groups: Groups, parts: dict[str, Sequence[str]]) -> list[tu
     return pairs
 
 
-def compare_pairs(groups: Groups, pairs: Sequence[tuple[str, str, str]]) -> list[Difference]:
-    """Of each method, reference and schedule in `pairs`; all of them are one family of tests."""
+def compare_pairs(groups: Groups, pairs: Sequence[Pair]) -> dict[Pair, Difference]:
+    """What the test errors of each pair say; all `pairs` are one family of tests."""
     errors = [[[run["error/test"] for run in groups[name, schedule]] for name in both] for *both, schedule in pairs]
-    return tested([paired_differences(*both) for both in errors])
+    return dict(zip(pairs, statistics.tested([statistics.paired_differences(*both) for both in errors]), strict=True))
 
 
 def median(runs: Sequence[dict], column: str) -> float:
@@ -174,25 +150,21 @@ def median(runs: Sequence[dict], column: str) -> float:
     return float(np.median(values)) if values else np.nan
 
 
-# --- tables ----------------------------------------------------------------------------------------------------------
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table for a Markdown file, aligned so that they read well on a terminal; numbers to the right."""
-    rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-    pads, rules = [], []
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> list[str]:
+    """Lines of Markdown: a table, aligned so that it reads well on a terminal, numbers to the right; and a `note`."""
+    columns = []
     for title, *cells in zip(header, *rows, strict=True):
-        right = any(cells) and all(re.match(r"[-+]?\d|< |$", cell) for cell in cells)
+        cells = [cell.replace("|", r"\|") for cell in cells]
+        numbers = any(cells) and all(re.match(r"[-+]?\d|< |$", cell) for cell in cells)
         width = max(3, len(title), *map(len, cells))
-        pads.append(lambda cell, width=width, right=right: cell.rjust(width) if right else cell.ljust(width))
-        rules.append("-" * (width - 1) + (":" if right else "-"))
-    lines = [[pad(cell) for pad, cell in zip(pads, row, strict=True)] for row in (header, *rows)]
-    return [f"| {' | '.join(line)} |" for line in (lines[0], rules, *lines[1:])]
+        pad, rule = (str.rjust, "-" * (width - 1) + ":") if numbers else (str.ljust, "-" * width)
+        columns.append([pad(title, width), rule, *(pad(cell, width) for cell in cells)])
+    return [f"| {' | '.join(line)} |" for line in zip(*columns, strict=True)] + (["", note] if note else [])
 
 
 def in_percent(values: Sequence[float], sign: str = "") -> str:
     """Mean of fractions and half the width of its interval, as 5.67 ± 0.27; "+" as `sign` for differences."""
-    mean, half = mean_and_interval(values)
+    mean, half = statistics.mean_and_interval(values)
     return f"{100 * mean:{sign}.2f}" + (f" ± {100 * half:.2f}" if len(values) > 1 else "")
 
 
@@ -209,82 +181,69 @@ def difference_cells(one: Difference | None) -> list[str]:
     if one is None:
         return [""] * 4
     text, won = f"{100 * one.estimate:+.2f}", f"{one.won:g}/{one.n}"
-    if one.n < LEAST_PAIRS:
+    if one.n < statistics.LEAST_PAIRS:
         return [text, won, "", one.verdict]
     p = "< 0.001" if one.p < 0.001 else f"{one.p:.3f}"
     return [f"{text} [{100 * one.low:+.2f}, {100 * one.high:+.2f}]", won, p, one.verdict]
 
 
 VERDICT_NOTE = (
-    "Differences of test errors are paired by fold: Hodges-Lehmann estimate with the 95 % interval of the exact "
-    "signed-rank test. Won: folds with a lower error, ties counted half. p: of that test, corrected for the number of "
-    f"rows (Holm). Better or worse: p < 0.05; equal: the 90 % interval lies within ±{100 * MARGIN:g} points; "
-    f'"< {100 * MARGIN:g}": both hold, since the one speaks of the sign and the other of the size.'
+    "Differences of test errors are paired by fold: Hodges-Lehmann estimate, with the 95 % interval of the exact "
+    "signed-rank test. Won: folds with a lower error, ties half. p: of that test, corrected for the number of rows "
+    f"(Holm). Better or worse: p < 0.05; equal: the 90 % interval lies within ±{100 * MARGIN:g} points; "
+    f'"< {100 * MARGIN:g}": both hold.'
 )
 METHODS_NOTE = (
     "Test error after the last epoch: median over the folds, in brackets the mean; in the order of the validation "
-    f'error under the better schedule. Difference to "{PLAIN}" under the same schedule; tests.md has p and more. '
-    "Intervals are over folds: other training images, initialisations and orders. All runs share one test set: an "
-    "error of 5 % on 10,000 images has a binomial standard error of 0.22 points."
-)
-BEST_NOTE = (
-    "Each method under the schedule with the lower validation error; medians over the folds. The command is that of "
-    "fold 0; with `--fold 3 --seed 3` it is the first run of the comparison."
+    f'error under the better schedule. Difference to "{PLAIN}" under the same schedule; more of it in tests.md. All '
+    "runs share one test set: an error of 5 % on 10,000 images has a binomial standard error of 0.22 points."
 )
 COSTS_NOTE = (
     "Medians over the folds, on test images: after the last epoch, and at the lowest validation cost (stopped). Cost: "
     "cross-entropy in nats. Calibration error: mean distance between confidence and share of right answers, in 15 bins "
     "of confidence. After T: the cost of logits / T, with the T that has the lowest cost on the validation images."
 )
-COMBINATIONS_NOTE = (
-    "A combination stands beside the one of its parts, smaller combinations included, with the lowest validation "
-    "error. Test errors are medians over the folds."
-)
-ENSEMBLES_NOTE = (
-    "One network (mean over those of a fold) beside the mean of their outputs; mean over the folds and 95 % interval "
-    "(Student's t), the difference paired by fold."
-)
-SKLEARN_NOTE = (
-    "The same network and images, here and by scikit-learn's MLPClassifier, which initialises as Glorot does: hence "
-    "`--init glorot`, and the class's learning rate. Means over the folds, with 95 % by Student's t."
-)
 TUNING_NOTE = (
     "Mean error after the last epoch on the folds that tune. Taken over from: the optimum is that of another method, "
     "with what is added at its weakest. At a border: within a twentieth of an end of its range, to be widened."
 )
+BEST_NOTE = "Under the schedule with the lower validation error; medians over the folds. The command runs fold 0."
+COMBINATIONS_NOTE = "Beside the part with the lowest validation error, smaller combinations included; median errors."
+ENSEMBLES_NOTE = "One network (the mean of a fold's) beside the mean of their outputs; over folds, 95 % by Student's t."
+SKLEARN_NOTE = "MLPClassifier on the same images; both begin as Glorot has it. Means over folds, 95 % by Student's t."
 
 
 def method_tables(groups: Groups) -> dict[str, list[str]]:
     """By name of its file: both schedules side by side, the tests behind that, and a line a method for a reader."""
     order, schedules = in_order(groups), list(dict.fromkeys(schedule for _, schedule in groups))
     pairs = [(method, PLAIN, schedule) for method, schedule in groups if method in order and method != PLAIN]
-    found = dict(zip(((method, schedule) for method, _, schedule in pairs), compare_pairs(groups, pairs), strict=True))
-    sides, tests, short = [], [], []
+    sides, tests, best, found = [], [], [], compare_pairs(groups, pairs)
     for method, better in order.items():
         sides.append([method])
         for schedule in schedules:
-            runs, cells = groups.get((method, schedule), []), difference_cells(found.get((method, schedule)))
-            mean = f" ({100 * np.mean([run['error/test'] for run in runs]):.2f})" if runs else ""
-            sides[-1] += [at_median(runs, "error/test") + mean, cells[0], cells[-1]]
+            runs, said = groups[method, schedule], difference_cells(found.get((method, PLAIN, schedule)))
+            errors = [100 * run["error/test"] for run in runs]
+            sides[-1] += [f"{np.median(errors):.2f} ({np.mean(errors):.2f})", said[0], said[-1]]
             diverged = sum(run["status"] == "diverged" for run in runs)
-            tests.append([method, schedule, f"{len(runs)} ({diverged} diverged)" if diverged else str(len(runs))])
-            tests[-1] += [at_median(runs, "error/val"), *cells, at_median(runs, "seconds", 1, 0)]
+            folds = f"{len(runs)} ({diverged} diverged)" if diverged else str(len(runs))
+            val, seconds = at_median(runs, "error/val"), at_median(runs, "seconds", 1, 0)
+            tests.append([method, schedule, folds, val, *said, seconds])
         runs = groups[method, better]
-        short.append([method, better, at_median(runs, "error/test"), at_median(runs, "loss/test", 1, 3)])
-        short[-1].append(f"`{runs[0]['command']}`")
+        test = at_median(runs, "error/test"), at_median(runs, "loss/test", 1, 3)
+        best.append([method, better, *test, f"`{runs[0]['command']}`"])
     header = [f"{name}, {schedule}" for schedule in schedules for name in ("error in %", "difference", "verdict")]
     below = ["method", "schedule", "folds", "validation error in %", *DIFFERENCE_HEADER, "s/run"]
-    best = ["method", "better schedule", "test error in %", "test cost", "command"]
+    short = ["method", "better schedule", "test error in %", "test cost", "command"]
     return {
-        "methods": [*markdown_table(["method", *header], sides), "", f"{provenance(groups)} {METHODS_NOTE}"],
-        "tests": [*markdown_table(below, tests), "", VERDICT_NOTE],
-        "best": [*markdown_table(best, short), "", BEST_NOTE],
+        "methods": markdown_table(["method", *header], sides, f"{provenance(groups)} {METHODS_NOTE}"),
+        "tests": markdown_table(below, tests, VERDICT_NOTE),
+        "best": markdown_table(short, best, BEST_NOTE),
     }
 
 
 def provenance(groups: Groups) -> str:
     """What ran where and when."""
-    rows = [run for (method, _), runs in groups.items() if WITHOUT not in method for run in runs]
+    rows = [run for runs in groups.values() for run in runs]
     folds = {row["fold"] for row in rows}
     where = " and ".join(dict.fromkeys(f"{row['processor']} with PyTorch {row['torch']}" for row in rows))
     return (
@@ -309,7 +268,7 @@ def costs_table(groups: Groups) -> list[str]:
         for (name, schedule), runs in groups.items()
         if name == method
     ]
-    return [*markdown_table(["method", "schedule", *(name for name, *_ in columns.values())], rows), "", COSTS_NOTE]
+    return markdown_table(["method", "schedule", *(name for name, *_ in columns.values())], rows, COSTS_NOTE)
 
 
 def combinations_table(groups: Groups, parts: dict[str, Sequence[str]]) -> list[str]:
@@ -318,7 +277,7 @@ def combinations_table(groups: Groups, parts: dict[str, Sequence[str]]) -> list[
     lines = []
     for first, pairs in (("combination", beside_best_part(groups, parts)), ("without a part", without)):
         rows = []
-        for (method, reference, schedule), one in zip(pairs, compare_pairs(groups, pairs), strict=True):
+        for (method, reference, schedule), one in compare_pairs(groups, pairs).items():
             errors = [at_median(groups[name, schedule], "error/test") for name in (method, reference)]
             rows.append([method, schedule, errors[0], reference, errors[1], *difference_cells(one)])
         header = [first, "schedule", "test error in %", "beside", "its test error in %", *DIFFERENCE_HEADER]
@@ -329,46 +288,42 @@ def combinations_table(groups: Groups, parts: dict[str, Sequence[str]]) -> list[
 def ensembles_table(rows: Sequence[dict]) -> list[str]:
     """One network beside the mean of several; `rows` are those of ensembles.csv."""
     cells = []
-    for method, runs in by_method(rows).items():
+    for method, runs in statistics.by_method(rows).items():
         one, several = ([run[f"error/{key}"] for run in runs] for key in ("one", "mean"))
         gain = in_percent(np.subtract(several, one), "+")
         cells.append([method, str(len(runs)), str(runs[0]["networks"]), in_percent(one), in_percent(several), gain])
     header = ["method", "folds", "networks", "one network, error in %", "their mean, error in %", "difference"]
-    return [*markdown_table(header, cells), "", f"{rows[0]['schedule']} schedule. {ENSEMBLES_NOTE}"]
+    return markdown_table(header, cells, f"{rows[0]['schedule']} schedule. {ENSEMBLES_NOTE}")
 
 
 def sklearn_table(rows: Sequence[dict]) -> list[str]:
     """This repository beside scikit-learn's network; `rows` are those of sklearn.csv."""
-    penalties = list(dict.fromkeys(row["l2"] for row in rows))
-    pairs = [
-        [[row[f"error/{who}"] for row in rows if row["l2"] == penalty] for who in ("ours", "sklearn")]
-        for penalty in penalties
-    ]
+    errors = {}  # by strength of the penalty: ours and theirs, by fold
+    for row in rows:
+        for who, own in zip(("ours", "sklearn"), errors.setdefault(row["l2"], ([], [])), strict=True):
+            own.append(row[f"error/{who}"])
+    found = statistics.tested([statistics.paired_differences(*both) for both in errors.values()])
     cells = [
-        [f"{penalty:g}", *map(in_percent, pair), *difference_cells(one)]
-        for penalty, pair, one in zip(penalties, pairs, tested([paired_differences(*p) for p in pairs]), strict=True)
+        [f"{penalty:g}", *map(in_percent, both), *difference_cells(one)]
+        for (penalty, both), one in zip(errors.items(), found, strict=True)
     ]
     header = ["L2 penalty", "test error here in %", "scikit-learn's in %", *DIFFERENCE_HEADER]
-    return [*markdown_table(header, cells), "", SKLEARN_NOTE]
+    return markdown_table(header, cells, SKLEARN_NOTE)
 
 
 def tuning_table(rows: Sequence[dict]) -> list[str]:
     """What was chosen of the `rows` of tuned.csv."""
     cells = []
     for row in (row for row in rows if row["chosen"]):
-        error = np.mean([row[column] for column in row if column.startswith("val_error_fold_")])
-        origin = row["origin"] if row["origin"] != "design" else ""
-        cells.append([row["method"], row["schedule"], f"{100 * error:.2f}", origin, row["border"]])
-        cells[-1].append(f"`{row['command']}`")
+        error = 100 * np.mean([row[column] for column in row if column.startswith("val_error_fold_")])
+        origin = row["origin"].replace("design", "")
+        cells.append([row["method"], row["schedule"], f"{error:.2f}", origin, row["border"], f"`{row['command']}`"])
     header = ["method", "schedule", "validation error in %", "taken over from", "at a border", "command"]
-    return [*markdown_table(header, cells), "", TUNING_NOTE]
-
-
-# --- all of it -------------------------------------------------------------------------------------------------------
+    return markdown_table(header, cells, TUNING_NOTE)
 
 
 def write_report(folder: Path, parts: dict[str, Sequence[str]]) -> list[str]:
-    """Writes the tables (Markdown) and figures (PNG) that follow from the files in `folder`; returns the tables' lines.
+    """Writes the tables and figures that follow from the files in `folder`; returns the tables' lines.
 
     Only results.csv has to be there. `parts` are, by combination, all that it is made of.
     """

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
+from scipy.special import comb
 
 PLAIN = "plain, tuned"  # the network without regularisation, to which all methods are compared
 WITHOUT = " - "  # "everything - noise" is "everything" without its part "noise", and no method of its own
@@ -21,9 +22,6 @@ LEAST_PAIRS = 6  # with fewer no two-sided signed-rank test can reach 5 %, and t
 
 class ReportError(Exception):
     """Files that contradict each other; one line."""
-
-
-# --- runs ------------------------------------------------------------------------------------------------------------
 
 
 def by_method(rows: Iterable[dict]) -> dict[str, list[dict]]:
@@ -39,48 +37,32 @@ def runs_by_method(rows: Iterable[dict]) -> dict[str, list[dict]]:
     folds = sorted({run["fold"] for runs in found.values() for run in runs})
     for method, runs in found.items():
         if [run["fold"] for run in runs] != folds:
-            own = ", ".join(str(run["fold"]) for run in runs)
-            raise ReportError(
-                f"results.csv: {method!r} ran on the folds {own}, but a paired comparison needs every method once on "
-                f"each of {', '.join(map(str, folds))}: run compare.py again"
-            )
+            own, every = (", ".join(map(str, some)) for some in ([run["fold"] for run in runs], folds))
+            raise ReportError(f"{method!r} ran on the folds {own}, others on {every}: run the command again")
     return found
 
 
-# --- one method ------------------------------------------------------------------------------------------------------
-
-
-def mean_and_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean of the n `values` and half the width of its interval, by Student's t with n - 1 degrees; nan for n = 1.
-
-    Over folds, it covers what differs between runs: training images, initialisation, order. All runs share one test
-    set, so it says nothing of other test images.
-    """
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of `values` and half the width of its 95 % interval, by Student's t; the half is nan for a single value."""
     n = len(values)
-    half = stats.t.ppf((1 + level) / 2, n - 1) * stats.sem(values) if n > 1 else math.nan
+    half = stats.t.ppf(0.975, n - 1) * stats.sem(values) if n > 1 else math.nan
     return float(np.mean(values)), float(half)
 
 
 def expected_best(errors: Sequence[float]) -> list[float]:
-    """For k = 1 to n: the mean, over all choices of k of the n `errors`, of the lowest one of the choice.
+    """For k = 1 to n, the lowest one of k of the n `errors`, as the mean over all choices of k.
 
-    The unbiased estimator (Tang et al. 2020, "Showing your work doesn't always work") of the best of k random trials
-    (Dodge et al. 2019): the i-th lowest error is the best of C(n - i, k - 1) of the C(n, k) choices.
+    The i-th lowest is the best of C(n - i, k - 1) of the C(n, k) choices (Tang et al. 2020, "Showing your work doesn't
+    always work").
     """
-    n = len(errors)
-    return [
-        sum(math.comb(n - i, k - 1) * error for i, error in enumerate(sorted(errors), start=1)) / math.comb(n, k)
-        for k in range(1, n + 1)
-    ]
+    places = np.arange(1, len(errors) + 1)
+    return [float(np.sort(errors) @ comb(len(errors) - places, k - 1) / comb(len(errors), k)) for k in places]
 
 
 def at_border(value: float, low: float, high: float, log: bool) -> bool:
     """Whether `value` lies within BORDER of an end of the range from `low` to `high`, on its own scale."""
     low, value, high = (math.log(x) if log else x for x in (low, value, high))
     return not BORDER <= (value - low) / (high - low) <= 1 - BORDER
-
-
-# --- paired differences ----------------------------------------------------------------------------------------------
 
 
 class Difference(NamedTuple):
@@ -105,10 +87,8 @@ def tested(family: Sequence[Sequence[float]]) -> list[Difference]:
     adjusted = holm([signed_rank_p(differences) for differences in family])
     found = []
     for differences, p in zip(map(np.asarray, family), adjusted, strict=True):
-        won = float((differences < 0).sum() + 0.5 * (differences == 0).sum())
-        found.append(
-            Difference(*hodges_lehmann(differences), p, won, len(differences), verdict(differences, p, len(family)))
-        )
+        n, won = len(differences), float((differences < 0).sum() + 0.5 * (differences == 0).sum())
+        found.append(Difference(*hodges_lehmann(differences), p, won, n, verdict(differences, p, len(family))))
     return found
 
 
@@ -120,9 +100,9 @@ def hodges_lehmann(differences: Sequence[float], level: float = 0.95) -> tuple[f
     where not even the range of all is wide enough: of fewer than 6 differences at 95 %, 5 at 90 %.
     """
     means = np.sort([(a + b) / 2 for a, b in combinations_with_replacement(differences, 2)])
-    n = len(differences)
-    chances = np.cumsum(rank_sums(range(1, n + 1))) / 2.0**n
-    cut = int(np.searchsorted(chances, (1 - level) / 2, side="right"))  # sums of ranks that are too rare
+    sums = rank_sums(range(1, len(differences) + 1))
+    place = int(len(sums) * (1 - level) / 2)
+    cut = int(np.partition(sums, place)[place])  # so many sums, the lowest ones, are too rare together
     return float(np.median(means)), *(map(float, (means[cut - 1], means[-cut])) if cut else (math.nan, math.nan))
 
 
@@ -132,10 +112,8 @@ def signed_rank_p(differences: Sequence[float]) -> float:
     SciPy's own exact method supposes that there are no ties, and its permutation test takes seconds.
     """
     ranks = signed_ranks(differences)
-    doubled = (2 * abs(ranks)).astype(int)  # whole numbers, although mean ranks may end in a half
-    positive = doubled[ranks > 0].sum()
-    smaller = min(positive, doubled.sum() - positive)
-    return min(1.0, float(2 * rank_sums(doubled)[: smaller + 1].sum() / 2.0 ** len(ranks)))
+    sums, seen = rank_sums(abs(ranks)), ranks[ranks > 0].sum()
+    return min(1.0, 2 * float(min((sums <= seen).mean(), (sums >= seen).mean())))
 
 
 def signed_ranks(differences: Sequence[float]) -> np.ndarray:
@@ -145,12 +123,12 @@ def signed_ranks(differences: Sequence[float]) -> np.ndarray:
     return np.sign(differences) * stats.rankdata(abs(differences))
 
 
-def rank_sums(ranks: Iterable[int]) -> np.ndarray:
-    """By sum of the positive `ranks`, how many of the 2**n assignments of signs have it."""
-    counts = np.ones(1)
+def rank_sums(ranks: Iterable[float]) -> np.ndarray:
+    """The sum of the positive ones of n `ranks`, under each of the 2**n assignments of signs; n is at most 17 folds."""
+    sums = np.zeros(1)
     for rank in ranks:
-        counts = np.concatenate([counts, np.zeros(rank)]) + np.concatenate([np.zeros(rank), counts])
-    return counts
+        sums = np.concatenate([sums, sums + rank])
+    return sums
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from support.statistics import MARGIN, PLAIN, mean_and_interval, paired_differences, tested
+from support.statistics import MARGIN, PLAIN, by_method, mean_and_interval, paired_differences, tested
 
 HOLDS, HOLDS_NOT, UNDECIDED = "holds", "does not hold", "undecided"
 RETUNED = " (retuned)"  # ends the name of a line whose settings were tuned at the largest fraction
@@ -44,16 +44,12 @@ def ratio(a: np.ndarray, b: np.ndarray) -> Interval:
     return Interval(*np.exp(np.minimum(logs, 700)))  # two folds may tell as little as that
 
 
-def methods_of(rows: Sequence[dict]) -> list[str]:
-    return list(dict.fromkeys(row["method"] for row in rows))
-
-
 def by_value(rows: Sequence[dict], method: str, column: str, factor: float = 1.0) -> dict:
     """By value, ascending, what `column` holds: (folds,), those of all `rows`; nan for what is missing or empty."""
-    folds, own = sorted({row["fold"] for row in rows}), [row for row in rows if row["method"] == method]
+    folds, own = sorted({row["fold"] for row in rows}), by_method(rows)[method]
     found = {value: np.full(len(folds), math.nan) for value in sorted({row["value"] for row in own})}
     for row in own:
-        if row.get(column) not in (None, ""):
+        if row.get(column, "") != "":
             found[row["value"]][folds.index(row["fold"])] = factor * row[column]
     return found
 
@@ -82,11 +78,11 @@ def judge_fraction(rows: Sequence[dict]) -> tuple[str, list[str]]:
     5 % and none at the largest fraction (above 0.9, both retuned); does not for those with one there or none at 5 %.
     Before: all as tuned at 5 %, with which the plain network did not converge at the largest; it did not hold."""
     parts, numbers = {}, []
-    for method in [name for name in methods_of(rows) if name != PLAIN and not name.endswith(RETUNED)]:
+    for method in [name for name in by_method(rows) if name != PLAIN and not name.endswith(RETUNED)]:
         words = []
         for more in ("", RETUNED):
             errors, plain = (by_value(rows, name + more, "error/test") for name in (method, PLAIN))
-            value = max(errors) if more else min(errors, key=lambda share: abs(share - 0.05))
+            value = max(errors) if more else 0.05
             found = ratio(errors[value], plain[value])
             words.append(falls(found, TENTH, 1.0))
             numbers.append(f"{method}{more}: ratio {found:.3g} at {value:g}")
@@ -100,7 +96,7 @@ def judge_lambda(rows: Sequence[dict]) -> tuple[str, list[str]]:
     -0.1.
     Before: Page's trend test, with a condition where a mean rose at any step; it held, but for five such lines."""
     parts, numbers = {}, []
-    for method in methods_of(rows):
+    for method in by_method(rows):
         sizes = np.array(list(by_value(rows, method, "rms").values()))
         sizes = sizes[~np.isnan(sizes).any(1)]  # strengths at which no run diverged
         found = interval(np.array([stats.spearmanr(range(len(line)), line).statistic for line in sizes.T]))
@@ -120,11 +116,6 @@ def judge_dropout(rows: Sequence[dict]) -> tuple[str, list[str]]:
     numbers += [f"mean of {n} masks beside none: {interval(dropout[n] - dropout[0])} points" for n in list(dropout)[1:]]
     time = by_value(rows, "dropout", "seconds")[0].mean() / by_value(rows, PLAIN, "seconds")[1].mean()
     numbers.append(takes := f"it takes the time of {time:.1f} networks")
-    n, of_seed = by_value(rows, PLAIN, "n")[1][0], np.mean(by_value(rows, PLAIN, "deviation", 100)[1] ** 2)
-    of_mean = np.var(plain[1], ddof=1)  # a mean over n seeds; more than the seeds explain is from fold to fold
-    shown = stats.f.sf(of_mean * n / of_seed, len(plain[1]) - 1, len(plain[1]) * (n - 1)) < 0.05
-    by_fold = f"{math.sqrt(of_mean - of_seed / n):.2f}" if shown else "not to be told from 0"
-    numbers.append(f"deviation of one network in points: {math.sqrt(of_seed):.2f} by seed, by fold {by_fold}")
     return overall({"": falls(beside[2], 0)}, [takes] * bool(time >= 2)), numbers
 
 
@@ -134,15 +125,15 @@ def judge_normalisation(rows: Sequence[dict]) -> tuple[str, list[str]]:
     p < 0.05); does not hold if at none, and it comes there at less than one rate more.
     Before: more stable was the mean share of rates, which a single rate decided; it held."""
     epochs, best, came, numbers = max(row["epoch"] for row in rows), {}, {}, []
-    for method in methods_of(rows):
-        reached = by_value(rows, method, "epochs to cost")
-        best[method] = np.nan_to_num(list(reached.values()), nan=epochs).min(0)
-        came[method] = np.isfinite(list(reached.values())).astype(int)  # (rates, folds)
+    for method in by_method(rows):
+        by_rate = by_value(rows, method, "epochs to cost")
+        reached = np.array(list(by_rate.values()))  # (rates, folds)
+        best[method], came[method] = np.nan_to_num(reached, nan=epochs).min(0), np.isfinite(reached).astype(int)
         numbers.append(f"{method}: cost {COST:g} after {best[method].mean():.1f} epochs at the best rate")
     faster = ratio(best["batch norm"], best["none"])
     numbers.append(f"batch norm beside none: epochs times {faster:.3g}")
     gains, clear = came["batch norm"] - came["none"], {}
-    for rate, gain, *pair in zip(reached, gains.sum(1), came["batch norm"], came["none"], strict=True):
+    for rate, gain, *pair in zip(by_rate, gains.sum(1), came["batch norm"], came["none"], strict=True):
         if stats.fisher_exact([[ends.sum(), (1 - ends).sum()] for ends in pair]).pvalue < 0.05:
             clear[f"{rate:g}"] = gain > 0
     little = not any(clear.values()) and interval(gains.sum(0)).high < 1
@@ -160,15 +151,10 @@ def judge_batch_size(rows: Sequence[dict]) -> tuple[str, list[str]]:
     beside = {size: [interval(one[size] - other[size]) for one, other in pairs] for size in none}
     text = "batch {}: layer norm {} points beside batch norm, {} beside none; batch norm {} beside none"
     numbers = [text.format(size, *found) for size, found in beside.items()]
-    layers = [size for size, found in beside.items() if found[0].high < 0]
-    batches = [size for size, found in beside.items() if found[0].low > 0]
-    told = layers and batches and max(layers) < min(batches)
-    where = f"is between {max(layers)} and {min(batches)}" if told else "is not to be told"
-    numbers.append(f"where layer norm and batch norm cross {where}")
     versus_batch, versus_none, failing = beside[min(none)]
     fails = f"it is batch norm that fails at {min(none)}, " * (failing.low > 0)
     remarks = [f"{fails}layer norm is not shown to beat none there"] * (not versus_none.high < 0)
-    remarks += ["better in the largest batch too"] * (max(none) in layers)
+    remarks += ["better in the largest batch too"] * (beside[max(none)][0].high < 0)
     return overall({"": falls(versus_batch, POINTS)}, remarks), numbers
 
 
@@ -192,16 +178,15 @@ def judge_combination(rows: Sequence[dict]) -> tuple[str, list[str]]:
     """A combination beside its best part, by the signed-rank test of compare's tables, adjusted for their number
     (Holm): holds for the better ones, does not for those equal or worse.
     Before: what was undecided counted as no gain, and schedules were mixed; it held for three of six."""
-    effects, parts, said = (by_value(rows, "combination", "effect"), {}, {})
-    for beside in ("best part", "sum of both"):
-        other = by_value(rows, beside, "effect")
-        found = tested([paired_differences(effects[name], other[name]) for name in other])
-        for name, one in zip(other, found, strict=True):
-            points = Interval(*(100 * x for x in (one.low, one.estimate, one.high)))
-            said[name] = f"{said.get(name, name + ':')} {points} points beside the {beside}, {one.verdict};"
-            word = HOLDS if "better" in one.verdict else UNDECIDED if UNDECIDED in one.verdict else HOLDS_NOT
-            parts.setdefault(name, word)  # that beside the best part
-    return overall(parts), [text.removesuffix(";") for text in said.values()]
+    effects, other = (by_value(rows, method, "effect") for method in ("combination", "best part"))
+    found = tested([paired_differences(effects[name], other[name]) for name in other])
+    parts, numbers = {}, []
+    for name, one in zip(other, found, strict=True):
+        points = Interval(*(100 * x for x in (one.low, one.estimate, one.high)))
+        numbers.append(f"{name}: {points} points beside the best part, {one.verdict}")
+        undecided = one.verdict.startswith(UNDECIDED)
+        parts[name] = HOLDS if one.verdict.startswith("better") else UNDECIDED if undecided else HOLDS_NOT
+    return overall(parts), numbers
 
 
 JUDGES = {

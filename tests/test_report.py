@@ -14,14 +14,15 @@ from support.statistics import PLAIN, ReportError
 # --- made-up comparisons
 
 
-def row(method, fold, error, val_error=0.5, schedule="constant", **more):
-    common = {"method": method, "schedule": schedule, "fold": fold, "command": f"python train.py --{method}"}
-    common |= {"status": "finished", "error/val": val_error, "error/test": error, "seconds": 10.0, "data": "mnist"}
-    costs = {"loss/test": 10 * error, "calibration/test": error / 2, "temperature": 1.5, "tempered/test": 4 * error}
-    best = {"best/epoch": 20, "best/loss/val": 5 * error, "best/error/test": 1.2 * error, "best/loss/test": 5 * error}
-    best |= {"best/calibration/test": 0.01, "best/tempered/test": 4.5 * error}
-    times = {"begun": "2026-01-01 10:00", "ended": "2026-01-01 11:00", "processor": "A, B", "torch": "2"}
-    return common | costs | best | times | more
+def row(method, fold, error, val_error=0.5, schedule="constant"):
+    return {
+        "method": method, "schedule": schedule, "fold": fold, "command": f"python train.py --{method}",
+        "status": "finished", "error/val": val_error, "error/test": error, "seconds": 10.0, "data": "mnist",
+        "loss/test": 10 * error, "calibration/test": error / 2, "temperature": 1.5, "tempered/test": 4 * error,
+        "best/epoch": 20, "best/loss/val": 5 * error, "best/error/test": 1.2 * error, "best/loss/test": 5 * error,
+        "best/calibration/test": 0.01, "best/tempered/test": 4.5 * error,
+        "begun": "2026-01-01 10:00", "ended": "2026-01-01 11:00", "processor": "A, B", "torch": "2",
+    }  # fmt: skip
 
 
 PLAIN_ERRORS = [0.080, 0.090, 0.070, 0.085, 0.075, 0.081]
@@ -185,7 +186,6 @@ def test_verdicts():
         assert statistics.verdict(np.arange(1, n + 1) / 100, 0.5, tests).startswith(f"undecided{said}")
     assert {one.verdict for one in statistics.tested([-np.arange(1, 7) / 100] * 2)} == {"undecided: too few folds"}
     assert statistics.tested([[-0.01, -0.02, 0.0, 0.03, 0.01, -0.01]])[0].won == 3.5, "a tie is half"
-    assert statistics.tested([]) == []
 
 
 def test_equal_is_two_one_sided_tests():
@@ -261,32 +261,20 @@ def test_cells_by_hand():
 def test_both_schedules_stand_side_by_side():
     """Each difference is to the plain network under the same schedule; medians and means over the folds."""
     cycle = [one | {"error/test": one["error/test"] + 0.1 * (one["method"] == PLAIN)} for one in rows("one-cycle")]
+    cycle = [one | {"error/val": one["error/val"] + 0.01} for one in cycle]
     tables = report.method_tables(report.grouped(rows() + cycle))
     names = [line.split(" | ")[0].strip("| ") for line in tables["methods"] if line.startswith("|")]
     assert names[2:] == ["worse", "better", PLAIN], "not in the order of the validation error"
-    better = cells(tables["methods"], "better")
+    better, plain = (cells(tables["methods"], name) for name in ("better", PLAIN))
     assert better["error in %, constant"] == better["error in %, one-cycle"] == "6.05 (6.07)"
     assert better["difference, constant"].startswith("-1.9") and better["difference, one-cycle"].startswith("-11.9")
-    assert cells(tables["methods"], PLAIN)["difference, constant"] == ""
-    assert cells(tables["methods"], PLAIN)["error in %, one-cycle"] == "18.05 (18.02)"
-    plain, worse = (cells(tables["tests"], name, "constant") for name in (PLAIN, "worse"))
-    assert worse["won"] == "1/6" and plain["won"] == "" and worse["folds"] == "6"
+    assert (plain["difference, constant"], plain["error in %, one-cycle"]) == ("", "18.05 (18.02)")
+    worse = cells(tables["tests"], "worse", "constant")
     four = [statistics.signed_rank_p(np.round(np.subtract(WORSE, PLAIN_ERRORS), 9)), *[2 / 2**6] * 3]
     assert worse["p"] == f"{statistics.holm(four)[0]:.3f}", "both schedules are one family of tests"
-    assert worse["verdict"] == cells(tables["methods"], "worse")["verdict, constant"] == "undecided: too few folds"
-
-
-def test_a_reader_s_line_is_of_the_schedule_with_the_lower_validation_error():
-    cycle = [one | {"error/val": one["error/val"] + 0.01, "error/test": 0.01} for one in rows("one-cycle")]
-    found = cells(report.method_tables(report.grouped(rows() + cycle))["best"], "better")
-    assert list(found.values()) == ["better", "constant", "6.05", "0.605", "`python train.py --better`"]
-
-
-def test_few_folds_are_said_to_be_too_few():
-    found = [one for one in rows() if one["fold"] < 8]
-    line = cells(report.method_tables(report.grouped(found))["tests"], "better")
-    assert (line["p"], line["verdict"], line["won"]) == ("", "undecided: too few folds", "5/5")
-    assert line["difference in points"] == "-1.90"
+    assert (worse["won"], worse["folds"], worse["verdict"]) == ("1/6", "6", "undecided: too few folds")
+    best = list(cells(tables["best"], "better").values())
+    assert best == ["better", "constant", "6.05", "0.605", "`python train.py --better`"], "the lower validation error"
 
 
 def test_a_diverged_run_is_counted_and_its_costs_are_left_out():
@@ -305,7 +293,7 @@ def test_costs_by_hand():
 
 
 def test_missing_runs_are_named():
-    with pytest.raises(ReportError, match=r"'worse' ran on the folds 3, 4, 5, 6, 7, but .* 3, 4, 5, 6, 7, 8"):
+    with pytest.raises(ReportError, match=r"'worse' ran on the folds 3, 4, 5, 6, 7, others on 3, 4, 5, 6, 7, 8"):
         report.grouped(rows()[1:])
     with pytest.raises(ReportError, match="no run of 'plain, tuned'"):
         report.grouped(rows() + [one for one in rows("one-cycle") if one["method"] != PLAIN])
@@ -344,12 +332,6 @@ def test_everything_without_a_part_stands_beside_everything_alone():
 # --- all of it
 
 
-def test_every_method_has_a_colour_of_its_own():
-    found = figures.colours(list(METHODS))
-    assert len(set(found.values())) == len(METHODS)
-    assert figures.colours(list(METHODS)[:5]) == {name: found[name] for name in list(METHODS)[:5]}
-
-
 def test_runs_become_files(tmp_path):
     runs = write_comparison(tmp_path)
     del runs[0]["reliability"]  # it diverged
@@ -385,9 +367,8 @@ def test_a_report_and_that_it_is_the_same_again(tmp_path, monkeypatch):
         assert (tmp_path / name).read_bytes() == content or name.endswith(".png")
 
 
-@pytest.mark.parametrize("folds", [range(3, 4), range(3, 6)])
-def test_a_report_of_results_alone(tmp_path, folds):
-    report.write_csv(tmp_path / "results.csv", [one for one in rows() if one["fold"] in folds])
+def test_a_report_of_results_alone_on_one_fold(tmp_path):
+    report.write_csv(tmp_path / "results.csv", [one for one in rows() if one["fold"] == 3])
     lines = report.write_report(tmp_path, PARTS)
     names = {"methods.md", "tests.md", "best.md", "costs.md", "methods.png", "results.csv"}
     assert {path.name for path in tmp_path.iterdir()} == names and "nan" not in "".join(lines)

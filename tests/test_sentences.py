@@ -59,6 +59,7 @@ def ran(monkeypatch, tmp_path):
         "RETUNED_POINTS": 2,
     }.items():  # fmt: skip
         monkeypatch.setattr(sentences, name, value)
+    monkeypatch.setattr(compare, "run_plans", run_plans)
     return kept
 
 
@@ -75,7 +76,7 @@ def launch(tmp_path, *arguments):
 
 def report_on(monkeypatch, folder, results="nowhere"):
     """What --report makes of `folder`, and of the results.csv of compare.py in `results`."""
-    monkeypatch.setattr(sentences, "PUBLISHED", folder)
+    monkeypatch.setattr(sentences, "PUBLISHED_SENTENCES", folder)
     monkeypatch.setattr(compare, "PUBLISHED", Path(results))
     sentences.main(["--report"])
     return texts(folder)
@@ -187,31 +188,25 @@ def test_combinations_are_read_off_the_results_of_compare(monkeypatch, tmp_path,
     assert {row["value"] for row in found} == {"dropout + L2 (constant)", "dropout + L2 (one-cycle)"}
     expected = {"best part": -0.01, "other part": -0.005, "sum of both": -0.015, "combination": -0.02}
     assert {row["method"]: row["effect"] for row in found} == pytest.approx(expected)
+    (tmp_path / "own").mkdir()
     assert "combination.md" in report_on(monkeypatch, tmp_path / "own", results=tmp_path)
     assert "| combination (7) | holds " in capsys.readouterr().out
 
     folder = launch(tmp_path / "studies", "combination")  # on other data than the published results are of
-    assert "combination: left out" in capsys.readouterr().out and not list(folder.iterdir())
+    assert "combination: left out" in capsys.readouterr().out
     shutil.copy(tmp_path / "results.csv", tmp_path / "studies" / "compare" / folder.name.partition("_folds")[0])
     assert (launch(tmp_path / "studies", "combination") / "combination.csv").exists()
 
 
-def test_files_of_an_earlier_version_stay_as_they_are(monkeypatch, tmp_path, capsys):
-    report_on(monkeypatch, tmp_path / "own")
-    assert capsys.readouterr().out.startswith("no results in ")
-    report.write_csv(tmp_path / "rotation.csv", [{"method": "baseline", "value": 0.0, "fold": 3, "error/test": 0.1}])
-    report.write_text(tmp_path / "rotation.md", "**A claim.** It holds with a condition: so be it.\n\n- more\n")
-    before = texts(tmp_path)
-    assert report_on(monkeypatch, tmp_path) == before
-    out = capsys.readouterr().out
-    assert "| rotation (6) | holds with a condition: so be it |" in out and "run python sentences.py rotation" in out
-
-
 def test_the_published_tables_follow_from_the_published_files(monkeypatch, tmp_path):
-    """All but the last sentence's rows, which follow from those of compare.py."""
-    shutil.copytree(sentences.PUBLISHED, tmp_path / "copy")
+    """All but the last sentence's rows, which follow from those of compare.py. Files without schedules are refused."""
+    shutil.copytree(sentences.PUBLISHED_SENTENCES, tmp_path / "copy")
     before = texts(tmp_path / "copy")
-    assert report_on(monkeypatch, tmp_path / "copy") == before and len(before) > 7
+    if "schedule" in report.read_csv(tmp_path / "copy" / "fraction.csv")[0]:
+        assert report_on(monkeypatch, tmp_path / "copy") == before and len(before) > 7
+    else:
+        with pytest.raises(SystemExit, match=r"fraction\.csv: is of an earlier version"):
+            report_on(monkeypatch, tmp_path / "copy")
 
 
 @pytest.mark.parametrize("one", [one for one in SENTENCES if one.sweeps], ids=lambda one: one.name)
@@ -228,7 +223,7 @@ def test_values_are_allowed_and_their_names_do_not_hide_each_other(one):
             )
             rows.append(row | {"images": 60_000 * value})
     with figures.reproducible_figures():
-        figure = sweeps.draw_sentence(one, sweeps.derived(rows), figures.colours(list(compare.METHODS)))
+        figure = sweeps.draw_sentence(one, sweeps.derived(rows))
         figure.canvas.draw()
     for axis in figure.axes:
         boxes = [text.get_window_extent() for text in axis.get_xticklabels() if text.get_text()]
