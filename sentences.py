@@ -39,8 +39,7 @@ from train import Config
 class Sweep(NamedTuple):
     """A line of a figure: `axis`, a setting of Config, over `values`.
 
-    Two axes are none of Config: "networks", of which the outputs are averaged, and "masks" of dropout (0: none, the
-    network as usual), over which the outputs of one network are averaged.
+    Two axes are none of Config: over "networks", and over "masks" of dropout (0: none), outputs are averaged.
     """
 
     method: str  # name of the line
@@ -54,7 +53,7 @@ class Sentence(NamedTuple):
     name: str
     claim: str  # in our words
     runs: str  # which ones it is judged on
-    sweeps: Sequence[Sweep]  # none: it is read off the results of compare.py
+    sweeps: Sequence[Sweep]  # none: it is read off the published results of compare.py
     drawn: Sequence[str]  # columns, a panel each
     x: str = "value"  # column
     log: bool = True  # whether x is logarithmic
@@ -111,8 +110,6 @@ SENTENCES = (
         "Those of compare.py, under both schedules, each method as tuned under it.", [], ("effect",), log=False),
 )  # fmt: skip
 
-# --- settings --------------------------------------------------------------------------------------------------------
-
 PUBLISHED_SENTENCES = Path(__file__).parent / "figures" / "sentences"
 NAMES = ("all", *(one.name for one in SENTENCES), *map(str, range(1, len(SENTENCES) + 1)))
 
@@ -142,8 +139,6 @@ def refuse_ignored(options: SentencesOptions, argv: Sequence[str]) -> None:
     shell.refuse_given(argv, refused)
 
 
-# --- runs ------------------------------------------------------------------------------------------------------------
-
 OF_A_RUN = ("networks", "masks")  # axes along which one run serves all values
 
 
@@ -159,12 +154,11 @@ def config_of(one: Sentence, sweep: Sweep, value: object, fold: int, base: Confi
 def epochs_of(config: Config) -> int:
     """With how many epochs it makes as many updates as with default fraction and batch, as nearly as they allow."""
 
-    def batches(fraction: float, batch_size: int) -> int:
-        train, _ = data.split_indices(dataset_of(config).train_labels, config.fold, fraction)
-        return math.ceil(len(train) / batch_size)
+    def batches(one: Config) -> int:
+        return math.ceil(len(data.split_indices(labels, config.fold, one.fraction)[0]) / one.batch_size)
 
-    updates = config.epochs * batches(BASE.fraction, BASE.batch_size)
-    return max(1, round(updates / batches(config.fraction, config.batch_size)))
+    labels = dataset_of(config).train_labels
+    return max(1, round(config.epochs * batches(BASE) / batches(config)))
 
 
 def retuned(options: SentencesOptions, path: Path) -> dict[str, dict]:
@@ -244,20 +238,9 @@ def combinations(path: Path) -> list[dict]:
             if "other part" in effects:
                 effects["sum of both"] = effects["best part"] + effects["other part"]
             row = {"axis": "combination", "schedule": schedule, "fold": runs[0]["fold"]}
-            row["value"] = f"{whole} ({schedule})"
+            row |= {"value": f"{whole} ({schedule})"}
             rows += [{"method": name} | row | {"effect": effect} for name, effect in effects.items()]
     return rows
-
-
-# --- the command line ------------------------------------------------------------------------------------------------
-
-
-def compared_at(options: SentencesOptions) -> Path:
-    """The results of compare.py with these settings and on these data: the published ones, or else its own."""
-    if options.report or not other_settings(options.config):
-        return compare.PUBLISHED / "results.csv"
-    mine = compare.CompareOptions(options.config, studies_dir=options.studies_dir)
-    return compare.results_folder(mine) / "results.csv"
 
 
 def place_of(options: SentencesOptions) -> Path:
@@ -274,13 +257,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = options if options.report else prepared(options)
         folder = PUBLISHED_SENTENCES if options.report else place_of(options)
         for one in chosen_sentences(options.sentence):
-            path = folder / f"{one.name}.csv"
+            path, compared = folder / f"{one.name}.csv", compare.PUBLISHED / "results.csv"
             if one.sweeps and not options.report:
                 report.write_csv(path, rows_of(one, options, folder))
-            elif not one.sweeps and compared_at(options).exists():
-                report.write_csv(path, combinations(compared_at(options)))
+            elif not one.sweeps and compared.exists() and (options.report or not other_settings(options.config)):
+                report.write_csv(path, combinations(compared))
             elif not one.sweeps:
-                print(f"{one.name}: left out; first run python compare.py with these settings")
+                print(f"{one.name}: left out; it is read off the published results of compare.py")
         print("\n".join(write_sentences(folder, SENTENCES)))
         if not options.report:
             print(f"\ntables and figures: {folder}")

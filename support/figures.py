@@ -1,7 +1,4 @@
-"""Figures of a comparison: errors and costs of all methods, costs over epochs, reliability, what tuning still gains.
-
-Nothing here trains or chooses. A schedule has the same colour in all of them.
-"""
+"""Figures of a comparison, from what its files hold: errors and costs, costs over epochs, reliability, tuning."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +17,7 @@ PALETTE = (
     "#5f7f9f", "#d9a066", "#f58231", "#2f9e44", "#9a6324", "#e83ed8",
     "#3f63d8", "#1fb5d8", "#911eb4", "#e0b400", "#86c127", "#800000",
 )  # fmt: skip
-SHADES = {"constant": "#d95f02", "one-cycle": "#1f5fbf"}  # by schedule
+SHADES = {"constant": "#d95f02", "one-cycle": "#1f5fbf"}  # by schedule, in every figure
 MAIN = (PLAIN, "L2", "dropout", "everything")  # the methods of the figures that have a panel for each
 
 
@@ -66,9 +63,6 @@ def save_figure(figure, path: Path) -> None:
     """`figure` as PNG; `path` has no suffix."""
     with replacing(path.with_name(f"{path.name}.png")) as beside:
         figure.savefig(beside, format="png", dpi=120)
-
-
-# --- figures ---------------------------------------------------------------------------------------------------------
 
 
 def draw_methods(groups: dict[tuple[str, str], list[dict]], order: Sequence[str]):

@@ -1,8 +1,8 @@
 """Tables and figures of a comparison, from the files that it wrote; nothing here trains or chooses.
 
-A folder holds: results.csv, a row a run; ensembles.csv, a row a mean of several networks; sklearn.csv, a row a check by
-scikit-learn's network; curves.csv and reliability.csv, for two of the figures. Another one holds tuned.csv, a row a
-point that was tried. Errors are fractions in the files, and percent or percentage points in tables and figures.
+A folder holds results.csv, a row a run; ensembles.csv, a row a mean of several networks; sklearn.csv, a row a check by
+scikit-learn's network; curves.csv and reliability.csv, for two figures; or tuned.csv, a row a point that was tried.
+Errors are fractions in these files, and percent or percentage points in tables and figures.
 """
 
 import contextlib
@@ -20,8 +20,6 @@ from support.statistics import MARGIN, PLAIN, WITHOUT, Difference, ReportError
 
 Groups = dict[tuple[str, str], list[dict]]  # by method and schedule, its runs, folds ascending
 Pair = tuple[str, str, str]  # a method, the one that it is compared to, and the schedule of both
-
-# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def write_text(path: Path, text: str) -> None:
@@ -110,12 +108,10 @@ def write_tuned(path: Path, rows: Sequence[dict], settings: Sequence[str], folds
 
 
 def grouped(rows: Sequence[dict]) -> Groups:
-    """The rows of results.csv; ReportError where folds differ, or the method that all are compared to is missing."""
+    """The rows of results.csv; ReportError where methods ran on different folds."""
     found = {}
     for schedule in dict.fromkeys(row["schedule"] for row in rows):
         groups = statistics.runs_by_method(row for row in rows if row["schedule"] == schedule)
-        if PLAIN not in groups:
-            raise ReportError(f"results.csv: no run of {PLAIN!r}, to which all methods are compared: run it as well")
         found |= {(method, schedule): runs for method, runs in groups.items()}
     return found
 
@@ -188,10 +184,9 @@ def difference_cells(one: Difference | None) -> list[str]:
 
 
 VERDICT_NOTE = (
-    "Differences of test errors are paired by fold: Hodges-Lehmann estimate, with the 95 % interval of the exact "
-    "signed-rank test. Won: folds with a lower error, ties half. p: of that test, corrected for the number of rows "
-    f"(Holm). Better or worse: p < 0.05; equal: the 90 % interval lies within ±{100 * MARGIN:g} points; "
-    f'"< {100 * MARGIN:g}": both hold.'
+    "Differences of test errors, paired by fold: Hodges-Lehmann estimate, with the 95 % interval of the exact signed-"
+    "rank test. Won: folds with a lower error, ties half. p: of that test, corrected for the number of rows (Holm). "
+    f"Better or worse: p < 0.05; equal: the 90 % interval is within ±{100 * MARGIN:g} points; < {100 * MARGIN:g}: both."
 )
 METHODS_NOTE = (
     "Test error after the last epoch: median over the folds, in brackets the mean; in the order of the validation "
@@ -298,35 +293,19 @@ def ensembles_table(rows: Sequence[dict]) -> list[str]:
 
 def sklearn_table(rows: Sequence[dict]) -> list[str]:
     """This repository beside scikit-learn's network; `rows` are those of sklearn.csv."""
-    errors = {}  # by strength of the penalty: ours and theirs, by fold
+    errors, cells = {}, []  # errors are by strength of the penalty: ours and theirs, by fold
     for row in rows:
         for who, own in zip(("ours", "sklearn"), errors.setdefault(row["l2"], ([], [])), strict=True):
             own.append(row[f"error/{who}"])
     found = statistics.tested([statistics.paired_differences(*both) for both in errors.values()])
-    cells = [
-        [f"{penalty:g}", *map(in_percent, both), *difference_cells(one)]
-        for (penalty, both), one in zip(errors.items(), found, strict=True)
-    ]
+    for (penalty, both), one in zip(errors.items(), found, strict=True):
+        cells.append([f"{penalty:g}", *map(in_percent, both), *difference_cells(one)])
     header = ["L2 penalty", "test error here in %", "scikit-learn's in %", *DIFFERENCE_HEADER]
     return markdown_table(header, cells, SKLEARN_NOTE)
 
 
-def tuning_table(rows: Sequence[dict]) -> list[str]:
-    """What was chosen of the `rows` of tuned.csv."""
-    cells = []
-    for row in (row for row in rows if row["chosen"]):
-        error = 100 * np.mean([row[column] for column in row if column.startswith("val_error_fold_")])
-        origin = row["origin"].replace("design", "")
-        cells.append([row["method"], row["schedule"], f"{error:.2f}", origin, row["border"], f"`{row['command']}`"])
-    header = ["method", "schedule", "validation error in %", "taken over from", "at a border", "command"]
-    return markdown_table(header, cells, TUNING_NOTE)
-
-
 def write_report(folder: Path, parts: dict[str, Sequence[str]]) -> list[str]:
-    """Writes the tables and figures that follow from the files in `folder`; returns the tables' lines.
-
-    Only results.csv has to be there. `parts` are, by combination, all that it is made of.
-    """
+    """Writes the tables and figures of `folder`, `parts` being those of combinations; returns the tables' lines."""
     groups = grouped(read_csv(folder / "results.csv", ("schedule", "calibration/test")))
     found = {path.stem: read_csv(path) for path in folder.glob("*.csv")}
     tables = method_tables(groups) | {"costs": costs_table(groups), "combinations": combinations_table(groups, parts)}
@@ -346,8 +325,13 @@ def write_report(folder: Path, parts: dict[str, Sequence[str]]) -> list[str]:
 
 def write_tuning(folder: Path, methods: Sequence[str]) -> list[str]:
     """As `write_report`, of tuned.csv alone: what was chosen, and how far more points would still have helped."""
-    rows = read_csv(folder / "tuned.csv", ("command", "schedule", "processor"))
-    lines = tuning_table(rows)
+    rows, cells = read_csv(folder / "tuned.csv", ("command", "schedule", "processor")), []
+    for row in (row for row in rows if row["chosen"]):
+        error = 100 * np.mean([row[column] for column in row if column.startswith("val_error_fold_")])
+        origin = row["origin"].replace("design", "")
+        cells.append([row["method"], row["schedule"], f"{error:.2f}", origin, row["border"], f"`{row['command']}`"])
+    header = ["method", "schedule", "validation error in %", "taken over from", "at a border", "command"]
+    lines = markdown_table(header, cells, TUNING_NOTE)
     write_text(folder / "tuning.md", "\n".join(lines) + "\n")
     with figures.reproducible_figures():
         figures.save_figure(figures.draw_tuning(rows, methods), folder / "tuning")

@@ -1,7 +1,6 @@
 """Statistics of a comparison: means and their intervals, paired differences, and what may be said of them.
 
-Errors are fractions. Unless said otherwise, intervals have 95 %, differences are of test errors and paired by fold, and
-negative ones are improvements.
+Errors are fractions. Differences are of test errors and paired by fold; negative ones are improvements.
 """
 
 import math
@@ -50,12 +49,8 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def expected_best(errors: Sequence[float]) -> list[float]:
-    """For k = 1 to n, the lowest one of k of the n `errors`, as the mean over all choices of k.
-
-    The i-th lowest is the best of C(n - i, k - 1) of the C(n, k) choices (Tang et al. 2020, "Showing your work doesn't
-    always work").
-    """
-    places = np.arange(1, len(errors) + 1)
+    """For k = 1 to n, the lowest one of k of the n `errors`, as the mean over all choices of k (Tang et al. 2020)."""
+    places = np.arange(1, len(errors) + 1)  # the i-th lowest is the best of C(n - i, k - 1) of the C(n, k) choices
     return [float(np.sort(errors) @ comb(len(errors) - places, k - 1) / comb(len(errors), k)) for k in places]
 
 
@@ -84,8 +79,7 @@ def paired_differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
 
 def tested(family: Sequence[Sequence[float]]) -> list[Difference]:
     """What each of a `family` of paired differences says, its p adjusted for their number."""
-    adjusted = holm([signed_rank_p(differences) for differences in family])
-    found = []
+    found, adjusted = [], holm([signed_rank_p(differences) for differences in family])
     for differences, p in zip(map(np.asarray, family), adjusted, strict=True):
         n, won = len(differences), float((differences < 0).sum() + 0.5 * (differences == 0).sum())
         found.append(Difference(*hodges_lehmann(differences), p, won, n, verdict(differences, p, len(family))))
@@ -107,10 +101,7 @@ def hodges_lehmann(differences: Sequence[float], level: float = 0.95) -> tuple[f
 
 
 def signed_rank_p(differences: Sequence[float]) -> float:
-    """Two-sided p of the exact signed-rank test (Wilcoxon 1945), zeros left out; ties share their mean rank.
-
-    SciPy's own exact method supposes that there are no ties, and its permutation test takes seconds.
-    """
+    """Two-sided p of the signed-rank test (Wilcoxon 1945), zeros left out; exact with ties too, unlike SciPy's."""
     ranks = signed_ranks(differences)
     sums, seen = rank_sums(abs(ranks)), ranks[ranks > 0].sum()
     return min(1.0, 2 * float(min((sums <= seen).mean(), (sums >= seen).mean())))

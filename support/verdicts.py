@@ -1,8 +1,8 @@
 """Verdicts on the class's sentences, each by the rule in its judge's docstring; nothing here trains or draws.
 
-`rows` are those of a sentence's file: method, value of the axis, schedule, fold, and what was measured. Intervals have
-95 % and are over folds (Student's t), differences are paired by fold. What is neither shown nor excluded is undecided.
-A judge returns the verdict, one of the words below or "holds with a condition: ...", and the numbers that it is from.
+`rows` are those of a sentence's file: method, value of the axis, schedule, fold, and what was measured. Intervals are
+over folds, 95 % by Student's t. What is neither shown nor excluded is undecided. A judge returns the verdict, which
+may be "holds with a condition: ...", and the numbers that it is from.
 """
 
 import math
@@ -92,8 +92,7 @@ def judge_fraction(rows: Sequence[dict]) -> tuple[str, list[str]]:
 
 
 def judge_lambda(rows: Sequence[dict]) -> tuple[str, list[str]]:
-    """Spearman's correlation of strength and the weights' rms: holds for lines where it is below 0, does not above
-    -0.1.
+    """Spearman's correlation of strength and the weights' rms: holds for lines with one below 0, not for above -0.1.
     Before: Page's trend test, with a condition where a mean rose at any step; it held, but for five such lines."""
     parts, numbers = {}, []
     for method in by_method(rows):

@@ -248,8 +248,6 @@ def test_costs_by_hand_and_without_those_of_a_diverged_run():
 def test_missing_runs_are_named():
     with pytest.raises(ReportError, match=r"'worse' ran on the folds 3, 4, 5, 6, 7, others on 3, 4, 5, 6, 7, 8"):
         report.grouped(rows()[1:])
-    with pytest.raises(ReportError, match="no run of 'plain, tuned'"):
-        report.grouped(rows() + [one for one in rows("one-cycle") if one["method"] != PLAIN])
 
 
 def test_the_best_part_is_chosen_by_validation_under_the_same_schedule():
