@@ -58,12 +58,13 @@ def draw_sentence(one, rows: Sequence[dict]):
             y, half = np.array([(value.mean, value.high - value.mean) for value in found.values()]).T
             parent, _, variant = method.partition(" (")
             style = "o" if names else "o-" if not variant else "o--" if len(x) > 1 else "D"
-            look = {"color": figures.PALETTE[parents.index(parent)], "markersize": 4, "capsize": 2, "linewidth": 1.2}
+            colour = figures.PALETTE[5 * parents.index(parent) % len(figures.PALETTE)]  # unlike that of the next one
+            look = {"color": colour, "markersize": 4, "capsize": 2, "linewidth": 1.2}
             label = f"{method}: number of {one.sweeps[number].axis}" if one.x == "seconds" else method
             axis.errorbar(x, y, half, fmt=style, label=label, **look)
             for value, *point in zip(found, x, y, strict=True) if one.x == "seconds" else ():
                 place = {"xytext": (5, -12 if value == 0 else 5), "textcoords": "offset points"}
-                axis.annotate(str(value), point, **place, fontsize=8, color=look["color"])
+                axis.annotate(str(value), point, **place, fontsize=8, color=colour)
         if names:
             axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
         for each, scale_of_it in ((axis.xaxis, axis.get_xscale()), (axis.yaxis, scale)):

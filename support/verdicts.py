@@ -183,8 +183,7 @@ def judge_combination(rows: Sequence[dict]) -> tuple[str, list[str]]:
     for name, one in zip(other, found, strict=True):
         points = Interval(*(100 * x for x in (one.low, one.estimate, one.high)))
         numbers.append(f"{name}: {points} points beside the best part, {one.verdict}")
-        undecided = one.verdict.startswith(UNDECIDED)
-        parts[name] = HOLDS if one.verdict.startswith("better") else UNDECIDED if undecided else HOLDS_NOT
+        parts[name] = HOLDS if "better" in one.verdict else UNDECIDED if UNDECIDED in one.verdict else HOLDS_NOT
     return overall(parts), numbers
 
 

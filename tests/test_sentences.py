@@ -22,7 +22,6 @@ from support.verdicts import JUDGES, RETUNED
 from train import Config
 
 QUICK = ("--data", "digits", "--device", "cpu", "--epochs", "4", "--folds", "2")
-WITH_RUNS = [one.name for one in SENTENCES if one.sweeps]
 FEW = {  # values of the table that the digits are enough for, by axis
     "fraction": (0.05, 0.9), "networks": (1, 2), "masks": (0, 50), "batch_size": (4, 30, 300), "lr": (1e-4, 1e-2),
     "rotate": (0.0, 15.0, 180.0), "l1": (0.0, 1e-7, 1e-3), "l2": (0.0, 1e-6, 1e-2), "weight_decay": (0.0, 0.1, 10.0),
@@ -82,7 +81,7 @@ def report_on(monkeypatch, folder, results="nowhere"):
     return texts(folder)
 
 
-@pytest.mark.parametrize("name", WITH_RUNS)
+@pytest.mark.parametrize("name", [one.name for one in SENTENCES if one.sweeps])
 def test_every_sentence_from_its_command_to_its_verdict(ran, monkeypatch, tmp_path, capsys, name):
     folder = launch(tmp_path, name)
     (one,) = (one for one in sentences.SENTENCES if one.name == name)
@@ -116,8 +115,7 @@ def test_methods_are_retuned_where_the_sentence_compares_them(ran, tmp_path):
     ]  # fmt: skip
     chosen = {row["method"]: row for row in points if row["chosen"]}
     tuning = [payload for payload, _ in ran.values() if payload["settings"].get("fold", 0) < 3]
-    assert tuning and all(payload["splits"] == ["train", "val"] for payload in tuning)
-    assert all(payload["settings"]["fraction"] == 0.9 for payload in tuning)
+    assert {(*payload["splits"], payload["settings"]["fraction"]) for payload in tuning} == {("train", "val", 0.9)}
     rates = {payload["settings"]["lr"] for payload, _ in ran.values() if payload["splits"] != ["train", "val"]}
     assert rates == {2e-3, *(row["lr"] for row in chosen.values())}
 
@@ -148,14 +146,11 @@ def test_epochs_to_a_cost():
     assert epochs(2.3, 0.2) is None and epochs(2.3, 0.0) < 10 and epochs(0.05, 0.01) == 0
 
 
-def test_wrong_arguments(ran, capfd, tmp_path):
-    def complaint(*arguments):
-        return refused(capfd, sentences.main, *arguments)[1]
-
-    assert "--rotate: sentence rotation sets its own" in complaint("6", "--rotate", 3)
-    assert "--norm: sentence batch-size sets its own" in complaint("batch-size", "--norm", "batch")
-    assert "--seed: the first folds that compare" in complaint("5", "--seed", 1)
-    assert "--report: rebuilds" in complaint("3", "--report")
+def test_wrong_arguments(ran, capfd):
+    assert "--rotate: sentence rotation sets" in refused(capfd, sentences.main, "6", "--rotate", 3)[1]
+    assert "--norm: sentence batch-size sets" in refused(capfd, sentences.main, "batch-size", "--norm", "batch")[1]
+    assert "--seed: the first folds that compare" in refused(capfd, sentences.main, "5", "--seed", 1)[1]
+    assert "--report: rebuilds" in refused(capfd, sentences.main, "3", "--report")[1]
     for wrong in ("8", "--folds=1"):
         with pytest.raises(SystemExit, match="2"):
             sentences.main([wrong])

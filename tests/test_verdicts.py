@@ -80,7 +80,6 @@ CASES = [
     (HOLDS, "dropout", dropout(0.062)),
     (HOLDS_NOT, "dropout", dropout(0.068)),
     (BUT + "it takes the time of 6.0 networks", "dropout", dropout(0.062, seconds=60.0)),
-    (UNDECIDED, "dropout", dropout(0.065, noise=0.05)),
     (HOLDS, "normalisation", normalisation(10, 20, 30, 40)),
     (HOLDS_NOT, "normalisation", normalisation(150, 0, 0, 0)),
     (BUT + "only faster; undecided: more stable (at one rate only, 0.01)", "normalisation", normalisation(9, 9, 9, 0)),
@@ -88,13 +87,11 @@ CASES = [
     ("undecided; not for faster", "normalisation", normalisation(100, 120, 150, 0)),
     (HOLDS, "batch-size", batch_size(0.05, 0.06, 0.06)),
     (HOLDS_NOT, "batch-size", batch_size(0.09, 0.06, 0.06)),
-    (UNDECIDED, "batch-size", batch_size(0.08, 0.06, 0.06, noise=0.2)),
     (BUT + "better in the largest batch too", "batch-size", batch_size(0.05, 0.04, 0.04)),
     (BUT + "it is batch norm that fails at 2, layer norm is not shown to beat none there", "batch-size",
         batch_size(0.071, 0.06, 0.06)),
     (HOLDS, "rotation", rotation(0.04, 0.05, 0.008)),
     (HOLDS_NOT, "rotation", rotation(0.08, 0.09, 0.008)),
-    (UNDECIDED, "rotation", rotation(0.069, 0.09, 0.008, noise=0.1)),
     (BUT + "confusions of 6 and 9 are 5 % of the points lost up to 180 degrees", "rotation",
         rotation(0.04, 0.09, 3e-3)),
     (BUT + "confusions of 6 and 9 are no clear share of the points lost up to 180 degrees", "rotation",
@@ -121,6 +118,6 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "rows", "text"), NUMBERS, ids=[name for name, *_ in NUMBERS])
-def test_numbers_of_a_verdict(name, rows, text):
-    assert any(text in number for number in JUDGES[name](rows)[1]), JUDGES[name](rows)[1]
+def test_numbers_of_a_verdict():
+    for name, rows, text in NUMBERS:
+        assert any(text in number for number in JUDGES[name](rows)[1]), text
