@@ -8,9 +8,9 @@ What the test images show is there to be understood; who chooses a setting by it
 
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -44,6 +44,7 @@ class LookOptions:
     image: tuple[Folder, ...] = ()  # pictures of one digit each, PNG or JPEG, to answer for instead
     best: bool = False  # take the weights with the lowest validation cost, not the last ones
     out: Folder = "looks"  # folder for the figures; those of the same name are replaced
+    format: Literal["png", "pdf"] = "png"  # of the figures
 
 
 class Run(NamedTuple):
@@ -234,28 +235,22 @@ def draw_weights(run: Run, height: int, width: int) -> Figure:
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_figure(figure, path)
-    print(f"  {path}.png")
-
-
-def look(runs: Sequence[Run], dataset: data.Dataset, out: Path) -> None:
+def look(runs: Sequence[Run], dataset: data.Dataset, save: Callable[[Figure, str], None]) -> None:
     """Question 1 for all runs, and for each what it answers on the test images."""
     print("\n".join(overview(runs)))
     images, labels = data.split_tensors(dataset, "test", 0, torch.device("cpu"))
-    save(draw_question(runs, images), out / "question1")
+    save(draw_question(runs, images), "question1")
     for run in runs:
         answered, truth = probabilities(run.model, images), labels.numpy()
         answers = answered.argmax(axis=1)
         print(f"{run.title}: {(answers != truth).sum()} of {len(truth)} test images wrong")
         stem = f"{run.name}-{run.moment}"
-        save(draw_confusions(run, truth, answers), out / f"{stem}-confusions")
-        save(draw_mistakes(run, images.numpy(), truth, answered), out / f"{stem}-mistakes")
-        save(draw_weights(run, *images.shape[1:]), out / f"{stem}-weights")
+        save(draw_confusions(run, truth, answers), f"{stem}-confusions")
+        save(draw_mistakes(run, images.numpy(), truth, answered), f"{stem}-mistakes")
+        save(draw_weights(run, *images.shape[1:]), f"{stem}-weights")
 
 
-def answer(runs: Sequence[Run], dataset: data.Dataset, pictures: Sequence[str], out: Path) -> None:
+def answer(runs: Sequence[Run], dataset: data.Dataset, pictures: Sequence[str], save: Callable) -> None:
     """What the networks of all runs see in the user's own pictures, and answer: a line a picture."""
     frame: Frame = frame_of(dataset.train_images[:TYPICAL])
     seen = np.stack([read_picture(path, frame, *dataset.train_images.shape[1:]) for path in pictures])
@@ -278,7 +273,7 @@ def answer(runs: Sequence[Run], dataset: data.Dataset, pictures: Sequence[str], 
     for axis, run in zip(axes[-1, 1:], runs, strict=True):
         axis.set_xlabel(textwrap.fill(run.title, 38), fontsize=9)
     print("what the networks saw, and answered")
-    save(figure, out / "answers")
+    save(figure, "answers")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -286,10 +281,15 @@ def main(argv: list[str] | None = None) -> None:
         options = parse(LookOptions, argv)
         plt.rcParams.update({"axes.prop_cycle": plt.cycler(color=COLOURS), "figure.max_open_warning": 0})
         runs, dataset = read_runs(options.runs, options.best)
+
+        def save(figure: Figure, name: str) -> None:
+            Path(options.out).mkdir(parents=True, exist_ok=True)
+            print(f"  {save_figure(figure, Path(options.out, name), options.format)}")
+
         if options.image:
-            answer(runs, dataset, options.image, Path(options.out))
+            answer(runs, dataset, options.image, save)
         else:
-            look(runs, dataset, Path(options.out))
+            look(runs, dataset, save)
         if plt.get_backend().lower() != "agg":  # there is a display
             plt.show()
 

@@ -59,10 +59,12 @@ def reproducible_figures():
     return style.context("default")
 
 
-def save_figure(figure, path: Path) -> None:
-    """`figure` as PNG; `path` has no suffix."""
-    with replacing(path.with_name(f"{path.name}.png")) as beside:
-        figure.savefig(beside, format="png", dpi=120)
+def save_figure(figure, path: Path, kind: str = "png") -> Path:
+    """`figure` as a file of that kind; returns where it is: `path`, which has no suffix, with one."""
+    path = path.with_name(f"{path.name}.{kind}")
+    with replacing(path) as beside:
+        figure.savefig(beside, format=kind, dpi=120)
+    return path
 
 
 def draw_methods(groups: dict[tuple[str, str], list[dict]], order: Sequence[str]):
