@@ -192,7 +192,7 @@ def reliability(logits: torch.Tensor, labels: torch.Tensor) -> list[list[float]]
 def averaged_networks(config: Config, folder: Path, counts: Sequence[int]) -> dict[str, dict]:
     """By k of `counts`: test error of the mean softmax output of k networks, which differ in their seeds.
 
-    It is itself a mean over the n groups of k that max(counts) networks make, with their `deviation`.
+    It is itself a mean over all disjoint groups of k of the max(counts) networks.
     """
     shares, seconds = [], []
     for network in range(1, max(counts) + 1):
@@ -203,9 +203,8 @@ def averaged_networks(config: Config, folder: Path, counts: Sequence[int]) -> di
     found = {}
     for k in counts:
         groups = [shares[start : start + k] for start in range(0, len(shares) - k + 1, k)]
-        errors = [wrong(torch.stack(group).mean(0), labels) for group in groups]
-        found[str(k)] = {"error/test": float(np.mean(errors)), "seconds": k * float(np.mean(seconds))}
-        found[str(k)] |= {"deviation": float(np.std(errors, ddof=1)) if len(errors) > 1 else None, "n": len(errors)}
+        error = float(np.mean([wrong(torch.stack(group).mean(0), labels) for group in groups]))
+        found[str(k)] = {"error/test": error, "seconds": k * float(np.mean(seconds))}
     return found
 
 
@@ -219,8 +218,7 @@ def averaged_masks(config: Config, folder: Path, counts: Sequence[int]) -> dict[
     with torch.no_grad(), machine(config):
         drawn = [model(images).softmax(dim=1).cpu() for _ in range(max(counts))]
     shares = {count: torch.stack(drawn[:count]).mean(0) if count else usual for count in counts}
-    more = {"seconds": seconds, "deviation": None, "n": 1}
-    return {str(count): {"error/test": wrong(share, labels)} | more for count, share in shares.items()}
+    return {str(n): {"error/test": wrong(share, labels), "seconds": seconds} for n, share in shares.items()}
 
 
 def trained_outputs(config: Config, folder: Path):
