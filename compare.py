@@ -281,7 +281,6 @@ def compare_methods(options: CompareOptions) -> Path:
     report.write_runs(folder, runs)
     if not options.methods:  # else it is a quick look
         averaged(folder, configs, options)
-        check_by_sklearn(folder, options)
     return folder
 
 
@@ -296,16 +295,6 @@ def averaged(folder: Path, configs: dict[tuple[str, str, int], Config], options:
     ]
     if rows:  # some of the folds are among those
         report.write_csv(folder / "ensembles.csv", rows)
-
-
-def check_by_sklearn(folder: Path, options: CompareOptions) -> None:
-    """Writes sklearn.csv: errors here and of scikit-learn's network, without and with an L2 penalty, by fold."""
-    base = replace(options.config, init="glorot")
-    pairs = itertools.product((0.0, 1e-4), COMPARISON_FOLDS[: options.folds])
-    configs = [replace(base, l2=penalty, fold=fold, seed=fold) for penalty, fold in pairs]
-    found = run_plans([plan(config, sklearn=True) for config in configs], options)
-    rows = [{"l2": config.l2, "fold": config.fold} | one.result for config, one in zip(configs, found, strict=True)]
-    report.write_csv(folder / "sklearn.csv", rows)
 
 
 def command_of(config: Config) -> str:

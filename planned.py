@@ -7,7 +7,6 @@ All are kept in the study `compare` of --studies-dir.
 
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, field, replace
 from functools import partial
@@ -186,7 +185,7 @@ def reliability(logits: torch.Tensor, labels: torch.Tensor) -> list[list[float]]
     return torch.stack([torch.bincount(which, column, CONFIDENCE_BINS) for column in columns], dim=1).tolist()
 
 
-# --- several networks, and scikit-learn's ----------------------------------------------------------------------------
+# --- several networks ------------------------------------------------------------------------------------------------
 
 
 def averaged_networks(config: Config, folder: Path, counts: Sequence[int]) -> dict[str, dict]:
@@ -235,27 +234,5 @@ def wrong(shares: torch.Tensor, labels: torch.Tensor) -> float:
     return (shares.argmax(dim=1) != labels).double().mean().item()
 
 
-def beside_sklearn(config: Config, folder: Path, _) -> dict[str, float]:
-    """Test errors of this network and of scikit-learn's on the same images: an independent implementation.
-
-    Its penalty is alpha / 2 * sum w**2 / batch, so alpha = 2 * batch * l2; its initialisation is Glorot's.
-    """
-    from sklearn.neural_network import MLPClassifier
-
-    where = config.fold, torch.device("cpu"), config.fraction
-    tensors = [data.split_tensors(dataset_of(config), split, *where) for split in ("train", "test")]
-    (images, labels), (test_images, test_labels) = ((x.flatten(1).numpy(), y.numpy()) for x, y in tensors)
-    network = MLPClassifier(
-        config.hidden, solver=config.optimizer, momentum=config.momentum, nesterovs_momentum=False, tol=0.0,
-        batch_size=min(config.batch_size, len(images)), learning_rate_init=config.lr, max_iter=config.epochs,
-        n_iter_no_change=config.epochs, alpha=2 * config.batch_size * config.l2, random_state=config.seed,
-    )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it has not converged
-        network.fit(images, labels)
-    ours = train(config, folder, quiet=True)["last"]["error/test"]
-    return {"error/ours": ours, "error/sklearn": float(np.mean(network.predict(test_images) != test_labels))}
-
-
 # By the word in a plan: which function makes it; the last one is the ordinary kind.
-KINDS = {"networks": averaged_networks, "masks": averaged_masks, "sklearn": beside_sklearn, "splits": one_network}
+KINDS = {"networks": averaged_networks, "masks": averaged_masks, "splits": one_network}

@@ -1,7 +1,7 @@
 """Tables and figures of a comparison, from the files that it wrote; nothing here trains or chooses.
 
-A folder holds results.csv, a row a run; ensembles.csv, a row a mean of several networks; sklearn.csv, a row a check by
-scikit-learn's network; curves.csv and reliability.csv, for two figures; or tuned.csv, a row a point that was tried.
+A folder holds results.csv, a row a run; ensembles.csv, a row a mean of several networks; curves.csv and
+reliability.csv, for two figures; or tuned.csv, a row a point that was tried.
 Errors are fractions in these files, and percent or percentage points in tables and figures.
 """
 
@@ -205,7 +205,6 @@ TUNING_NOTE = (
 BEST_NOTE = "Under the schedule with the lower validation error; medians over the folds. The command runs fold 0."
 COMBINATIONS_NOTE = "Beside the part with the lowest validation error, smaller combinations included; median errors."
 ENSEMBLES_NOTE = "One network (the mean of a fold's) beside the mean of their outputs; over folds, 95 % by Student's t."
-SKLEARN_NOTE = "MLPClassifier on the same images; both begin as Glorot has it. Means over folds, 95 % by Student's t."
 
 
 def method_tables(groups: Groups) -> dict[str, list[str]]:
@@ -291,26 +290,12 @@ def ensembles_table(rows: Sequence[dict]) -> list[str]:
     return markdown_table(header, cells, f"{rows[0]['schedule']} schedule. {ENSEMBLES_NOTE}")
 
 
-def sklearn_table(rows: Sequence[dict]) -> list[str]:
-    """This repository beside scikit-learn's network; `rows` are those of sklearn.csv."""
-    errors, cells = {}, []  # errors are by strength of the penalty: ours and theirs, by fold
-    for row in rows:
-        for who, own in zip(("ours", "sklearn"), errors.setdefault(row["l2"], ([], [])), strict=True):
-            own.append(row[f"error/{who}"])
-    found = statistics.tested([statistics.paired_differences(*both) for both in errors.values()])
-    for (penalty, both), one in zip(errors.items(), found, strict=True):
-        cells.append([f"{penalty:g}", *map(in_percent, both), *difference_cells(one)])
-    header = ["L2 penalty", "test error here in %", "scikit-learn's in %", *DIFFERENCE_HEADER]
-    return markdown_table(header, cells, SKLEARN_NOTE)
-
-
 def write_report(folder: Path, parts: dict[str, Sequence[str]]) -> list[str]:
     """Writes the tables and figures of `folder`, `parts` being those of combinations; returns the tables' lines."""
     groups = grouped(read_csv(folder / "results.csv", ("schedule", "calibration/test")))
     found = {path.stem: read_csv(path) for path in folder.glob("*.csv")}
     tables = method_tables(groups) | {"costs": costs_table(groups), "combinations": combinations_table(groups, parts)}
-    for name, make in (("ensembles", ensembles_table), ("sklearn", sklearn_table)):
-        tables |= {name: make(found[name])} if name in found else {}
+    tables |= {"ensembles": ensembles_table(found["ensembles"])} if "ensembles" in found else {}
     tables = {name: lines for name, lines in tables.items() if lines}
     for name, lines in tables.items():
         write_text(folder / f"{name}.md", "\n".join(lines) + "\n")

@@ -1,11 +1,10 @@
-"""planned.py: what is kept of a run, of averaged networks and masks, and beside scikit-learn's; on the digits."""
+"""planned.py: what is kept of a run, of averaged networks and masks; on the digits."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from sklearn import neural_network
 
 import data
 import planned
@@ -103,7 +102,7 @@ def test_a_diverged_run_has_no_weights(digits, tmp_path):
     assert {"weights", "confusions", "reliability"}.isdisjoint(found) and "tempered/test" not in found["result"]["last"]
 
 
-# --- several networks, and scikit-learn's
+# --- several networks
 
 
 def test_networks_are_averaged_in_groups_that_share_none(digits, monkeypatch, tmp_path):
@@ -144,24 +143,3 @@ def test_an_ensemble_s_output_is_the_mean_of_its_networks(tmp_path):
     assert found["1"]["error/test"] == pytest.approx(np.mean(errors))
     both = (shares[0] + shares[1]).argmax(1)
     assert found["2"]["error/test"] == pytest.approx((both != labels).float().mean().item())
-
-
-def test_scikit_learn_is_given_the_same_network_and_images(monkeypatch, tmp_path):
-    config = Config(data="digits", device="cpu", epochs=60, batch_size=30, init="glorot", l2=1e-3, fold=4, seed=4)
-    given = []
-
-    class Spy(neural_network.MLPClassifier):
-        def fit(self, images, labels):
-            given.append((self.get_params(), images, labels))
-            return super().fit(images, labels)
-
-    monkeypatch.setattr(neural_network, "MLPClassifier", Spy)
-    for fraction in (0.05, 0.1):
-        one = replace(config, fraction=fraction)
-        found = train_planned(plan(one, sklearn=True), tmp_path / f"{fraction}", WHERE)
-        images, _ = data.split_tensors(data.load("digits"), "train", 4, torch.device("cpu"), fraction)
-        assert (given[-1][1] == images.flatten(1).numpy()).all()
-    parameters = given[-1][0]
-    assert parameters["alpha"] == pytest.approx(2 * 30 * 1e-3) and parameters["hidden_layer_sizes"] == (100, 100, 100)
-    assert found["error/sklearn"] == pytest.approx(found["error/ours"], abs=0.04) and found["error/ours"] < 0.15
-    assert found["error/ours"] == train(one, tmp_path / "ours", quiet=True)["last"]["error/test"]

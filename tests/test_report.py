@@ -61,8 +61,6 @@ def write_comparison(folder, names=(PLAIN, "L2", "dropout", "dropout + L2", "eve
     fives = itertools.product(names[:2], range(3, 8))
     ensembles = [one | {"method": method, "fold": fold, "error/one": 0.07 + 0.001 * fold} for method, fold in fives]
     report.write_csv(folder / "ensembles.csv", ensembles)
-    checks = [{"l2": 0, "fold": fold, "error/ours": 0.08, "error/sklearn": 0.08 + 0.0001 * fold} for fold in folds]
-    report.write_csv(folder / "sklearn.csv", checks)
     tuned, one = [], {"settings": {"lr": 0.001}, "border": "lr", "processors": ["A", "A"]}
     for method, schedule, trial in itertools.product(names[:3], SCHEDULES, range(18)):
         point = one | {
@@ -283,12 +281,11 @@ def test_a_report(tmp_path):
     given = {path.name for path in tmp_path.iterdir()}
     lines = report.write_report(tmp_path, PARTS)
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name not in given}
-    tables = ("methods", "tests", "best", "costs", "combinations", "ensembles", "sklearn")
+    tables = ("methods", "tests", "best", "costs", "combinations", "ensembles")
     assert set(written) == {f"{name}.md" for name in tables} | {"methods.png", "curves.png", "reliability.png"}
     assert all(content.startswith(b"\x89PNG") for name, content in written.items() if name.endswith(".png"))
     assert "nan" not in "\n".join(lines) and "8 folds from 3 to 10" in written["methods.md"].decode()
     assert cells(written["ensembles.md"].decode().splitlines(), "L2")["difference"] == "-1.50 ± 0.20"
-    assert cells(written["sklearn.md"].decode().splitlines(), "0")["difference in points"] == "-0.07 [-0.09, -0.04]"
 
 
 def test_a_report_of_results_alone_on_one_fold(tmp_path):

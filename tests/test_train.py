@@ -22,6 +22,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import EVERYTHING, assert_equal_runs, contents, cut_off, events, forked, points, refused, same, weights
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier
 from torch import nn
 
 import data
@@ -143,6 +145,20 @@ def test_adamw_without_weight_decay_is_adam(digits):
             optimizer.step()
             optimizer.zero_grad()
     assert same(ours.state_dict(), theirs.state_dict()) and not same(ours.state_dict(), untrained(digits).state_dict())
+
+
+@pytest.mark.parametrize("l2", [0.0, 1e-3])
+def test_an_independent_implementation_errs_alike(l2, digits, tmp_path):
+    """scikit-learn's: its penalty is alpha / 2 * sum w**2 / batch, so alpha = 2 * batch * l2; it begins as Glorot."""
+    config = replace(digits, fraction=0.1, epochs=60, batch_size=30, init="glorot", l2=l2)
+    (images, labels), (others, truth) = (split_of(config, split) for split in ("train", "test"))
+    theirs = MLPClassifier(
+        (100, 100, 100), batch_size=30, max_iter=60, n_iter_no_change=60, tol=0.0, alpha=60 * l2, random_state=0
+    )
+    with pytest.warns(ConvergenceWarning):
+        theirs.fit(images.flatten(1), labels)
+    error = 1 - theirs.score(others.flatten(1), truth)
+    assert quietly(config, tmp_path)["last"]["error/test"] == pytest.approx(error, abs=0.04) and error < 0.15
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
