@@ -92,14 +92,8 @@ def read_json(path: Path) -> dict:
 
 def read_rows(folder: Path) -> list[Row]:
     """The measurements in the metrics.csv of a run."""
-    path = folder / "metrics.csv"
-    try:
-        with path.open(newline="") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    except OSError as error:
-        raise RunError(f"{path}: {error.strerror}; give the folder of a run") from None
-    except (ValueError, TypeError, csv.Error):
-        raise RunError(f"{path}: damaged; begin the run anew, under another name") from None
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def read_checkpoint(path: Path, identity: Mapping) -> dict:
