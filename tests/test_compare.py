@@ -3,18 +3,13 @@
 import contextlib
 import itertools
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import ROOT, contents, refused
+from helpers import contents, refused
 from test_report import cells, write_comparison
 
 import compare
@@ -366,30 +361,6 @@ def test_test_images_and_labels_change_nothing_but_test_errors(published, inline
 
 
 # --- workers
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_a_killed_command_goes_on_with_workers_of_its_own(published, undrawn, inline, tmp_path):
-    """The table is that of an undisturbed comparison."""
-    settings = [*SETTINGS, "--epochs", "400", "--folds", "2", "--methods", "dropout", "--studies-dir", str(tmp_path)]
-    code = "import compare, pathlib, support.figures; support.figures.save_figure = lambda *_: None; "
-    code += f"compare.TUNED_FILE = pathlib.Path({str(published / 'tuned.csv')!r}); compare.main({settings})"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "SHOW_TRACEBACK": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
-    while process.poll() is None and not list(tmp_path.glob("compare/runs/*/kept.json")):
-        time.sleep(0.02)
-    process.kill()
-    first = {path: path.read_bytes() for path in tmp_path.glob("compare/runs/*/kept.json")}
-    assert process.wait() == -signal.SIGKILL and 0 < len(first) < 8
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-    assert {path: path.read_bytes() for path in first} == first, "run again"
-    assert len(list(tmp_path.glob("compare/runs/*/kept.json"))) == 8
-    (disturbed,) = tmp_path.glob("compare/*methods=dropout*")
-    undisturbed = run(tmp_path / "alone", *settings[6:10], epochs=400)
-    columns = ("method", "schedule", "fold", "loss/train", "error/test", "tempered/test", "best/epoch")
-    assert table(disturbed, *columns) == table(undisturbed, *columns)
-    for name in ("curves.csv", "reliability.csv"):
-        assert (disturbed / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
 def test_a_second_command_at_once_is_refused(published, tmp_path, capfd):
