@@ -77,7 +77,8 @@ TOGETHER = dict.fromkeys((*SHAPES, "elastic"), "geometry") | dict.fromkeys(("l2"
 
 POINTS = 16  # of each method's design; a power of two, for Sobol's balance
 AVERAGED = {PLAIN: (1, 2, 3, 5, 10), "dropout": (1, 5), "everything": (1, 5)}  # of how many networks; some: a sentence
-NETWORKS, AVERAGED_FOLDS, AVERAGED_SCHEDULE = 5, range(3, 8), "one-cycle"
+NETWORKS, AVERAGED_FOLDS = 5, range(3, 8)
+ANNEALED = "one-cycle"  # under which alone networks are averaged, and everything loses a part
 PUBLISHED = Path(__file__).parent / "figures" / "compare"
 TUNED_FILE = PUBLISHED.parent / "tuning" / "tuned.csv"  # what --tune has found so far, and what is compared
 NUISANCES = ("lr", "schedule")  # set for every method, and part of none
@@ -264,9 +265,10 @@ def compare_methods(options: CompareOptions) -> Path:
     configs = {}
     for schedule in SCHEDULES:
         settings = tuned_settings(methods, schedule)
-        for part in (part for part in PARTS["everything"] if "everything" in methods and part not in PARTS):
-            off = {name: getattr(BASE, name) for name in METHODS[part]}
-            settings[f"everything{WITHOUT}{part}"] = settings["everything"] | off
+        if "everything" in methods and schedule == ANNEALED:
+            for part in (part for part in PARTS["everything"] if part not in PARTS):
+                off = {name: getattr(BASE, name) for name in METHODS[part]}
+                settings[f"everything{WITHOUT}{part}"] = settings["everything"] | off
         for method, fold in itertools.product(settings, COMPARISON_FOLDS[: options.folds]):
             configs[method, schedule, fold] = replace(options.config, **settings[method], fold=fold, seed=fold)
     order = sorted(configs, key=lambda key: key[-1])  # fold after fold: a look in the middle compares all methods
@@ -286,7 +288,7 @@ def compare_methods(options: CompareOptions) -> Path:
 
 def averaged(folder: Path, configs: dict[tuple[str, str, int], Config], options: CompareOptions) -> None:
     """Writes ensembles.csv: the error of one network, and of the mean output of several, by method and fold."""
-    keys = [key for key in configs if key[0] in AVERAGED and key[1] == AVERAGED_SCHEDULE and key[2] in AVERAGED_FOLDS]
+    keys = [key for key in configs if key[0] in AVERAGED and key[1] == ANNEALED and key[2] in AVERAGED_FOLDS]
     found = run_plans([plan(configs[key], networks=list(AVERAGED[key[0]])) for key in keys], options)
     rows = [
         {"method": method, "schedule": schedule, "fold": fold, "networks": NETWORKS}

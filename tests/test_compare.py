@@ -334,6 +334,7 @@ def test_everything_is_also_run_without_each_of_its_parts(published, inline, und
     commands = {(method, schedule): text for method, schedule, text in table(folder, "method", "schedule", "command")}
     parts = ("batch norm", "L2", "noise", "geometric", "elastic")
     assert {method for method, _ in commands} == {PLAIN, "everything", *(f"everything - {part}" for part in parts)}
+    assert {schedule for method, schedule in commands if " - " in method} == {"one-cycle"}
     for (method, schedule), command in commands.items():
         off = [name for name in METHODS.get(method.split(" - ")[-1], {}) if " - " in method]
         assert not any(f"--{name} " in command for name in off)
