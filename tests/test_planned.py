@@ -45,13 +45,6 @@ def test_what_a_network_keeps(digits, tmp_path):
     assert "calibration/test" not in planned.one_network(config, tmp_path / "b", ("train", "val"))["result"]["last"]
 
 
-def test_confusions_by_hand(digits, monkeypatch, tmp_path):
-    labels, answers = torch.tensor([6, 6, 6, 9, 9, 1, 6]), torch.tensor([9, 9, 6, 6, 9, 6, 0])
-    monkeypatch.setattr(planned, "outputs", lambda *_: (torch.nn.functional.one_hot(answers, 10).float(), labels))
-    counts = planned.one_network(replace(digits, epochs=1), tmp_path / "a")["confusions"]
-    assert (counts[6][9], counts[9][6], counts[6][6], counts[1][1]) == (2, 1, 1, 0)
-
-
 # --- calibration
 
 

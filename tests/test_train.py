@@ -446,13 +446,6 @@ def test_a_diverged_run_stops_and_keeps_its_files(digits, tmp_path, capfd):
     assert stop.value.code == 1 and "try a lower --lr" in capfd.readouterr().out
 
 
-def test_a_second_one_at_work_on_a_run_is_refused(digits, whole, tmp_path, capfd):
-    lines = []
-    quietly(digits, tmp_path, on_evaluation=lambda *_: lines.append(refused(capfd, main, "--resume", tmp_path)[1]))
-    assert len(lines) == 6 and all("another process is at work on this run" in line for line in lines)
-    assert_equal_runs(tmp_path, whole)  # no point is there twice
-
-
 # --- nothing of another run passes for this one, and what is damaged is one line
 
 
@@ -479,19 +472,6 @@ def test_an_edited_config_is_refused(whole, cut_run, tmp_path, capfd):
         before, (code, line) = contents(run), refused(capfd, main, "--resume", run)
         assert code == 1 and f"{run / file}: is of a run with lr 0.001, not 0.002" in line, line
         assert contents(run) == before
-
-
-def test_other_settings_or_other_data_are_refused(digits, whole, cut_run, monkeypatch, capfd):
-    dataset, before = data.load("digits"), contents(whole) | contents(cut_run)
-    altered = replace(dataset, train_labels=dataset.train_labels[::-1].copy())
-    for run in (whole, cut_run):
-        with pytest.raises(RunError, match=r"lr 0.001, not 0.01; dropout 0.0, not 0.5; .* take another --name"):
-            quietly(replace(digits, lr=0.01, dropout=0.5), run)
-        with monkeypatch.context() as patch:
-            patch.setattr(data, "load", lambda *_: altered)
-            code, line = refused(capfd, main, "--resume", run)
-        assert code == 1 and "is of a run with other data;" in line
-    assert contents(whole) | contents(cut_run) == before
 
 
 def test_another_network_in_the_same_folder_is_refused(digits, tmp_path, capfd):
