@@ -206,7 +206,7 @@ def test_wrong_arguments(arguments, capfd):
 
 
 def test_the_same_run_on_mnist(mnist, tmp_path):
-    config = replace(mnist, epochs=12, dropout=0.2, l2=1e-4)
+    config = replace(mnist, epochs=12, evaluations=3, dropout=0.2, l2=1e-4)
     plain = train(config, tmp_path / "plain", quiet=True)
     lit = train_lightning(config, tmp_path / "lightning", quiet=True)
     assert_equal_runs(lit["folder"], plain["folder"])
