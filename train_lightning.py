@@ -99,6 +99,7 @@ class LitMLP(LightningModule):
         self.model = train.build_model(config, dataset)
         self.identity = run.identity_of(config, dataset, self.model)
         self.rows, self.scores = [], {}  # measurements; of the last evaluation, by split
+        self.losses = []  # of this epoch's updates
         self.since = time.perf_counter()  # when the run began
 
     @property
@@ -125,9 +126,11 @@ class LitMLP(LightningModule):
         return train.objective(self.model, images, labels, self.config)
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
-        """Instead of `check_finite(...)`."""
-        loss = self.trainer.strategy.reduce(outputs["loss"])  # the mean over processes, which stop together
-        train.check_finite([loss], self.global_step - 1)
+        """Instead of `losses.append(...)` and `check_finite(...)`."""
+        self.losses.append(outputs["loss"])
+        if self.trainer.is_last_batch:  # `on_train_epoch_end` comes after the validation
+            losses, self.losses = self.trainer.strategy.reduce(torch.stack(self.losses)), []  # all ranks stop together
+            train.check_finite(losses, self.global_step - len(losses))
 
     def validation_step(self, batch, batch_idx, dataloader_idx):
         """Instead of `scores = ...`."""
