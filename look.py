@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from torchvision.utils import make_grid
 
 import data
 import observe
@@ -219,6 +218,8 @@ def draw_mistakes(run: Run, images: np.ndarray, labels: np.ndarray, answered: np
 
 def draw_weights(run: Run, height: int, width: int) -> Figure:
     """The weights of the first layer as images, those of the units with the largest ones first."""
+    from torchvision.utils import make_grid  # a second that --help and --image need not wait
+
     weights = next(run.model.parameters()).detach().view(-1, 1, height, width)
     strongest = weights.square().sum(dim=(1, 2, 3)).argsort(descending=True, stable=True)[:100]
     sheet = make_grid(weights[strongest], nrow=10, padding=1, pad_value=np.nan)[0].numpy()

@@ -1,13 +1,13 @@
-"""Figures of a comparison, from what its files hold: errors and costs, costs over epochs, reliability, tuning."""
+"""Figures of a comparison, from what its files hold: errors and costs, costs over epochs, reliability, tuning.
+
+matplotlib is imported where it draws: whoever runs a comparison, or only --help, does not wait for it.
+"""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import style
-from matplotlib.figure import Figure
-from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
 
 from support.shell import replacing
 from support.statistics import PLAIN, by_method, expected_best
@@ -23,6 +23,8 @@ MAIN = (PLAIN, "L2", "dropout", "everything")  # the methods of the figures that
 
 def panels(titles: Sequence[str], columns: int, width: float, height: float, **more):
     """A figure of axes with these `titles` in rows of `columns`, each `width` by `height` inches, and the axes."""
+    from matplotlib.figure import Figure
+
     number, columns = len(titles), min(columns, len(titles))
     lines = math.ceil(number / columns)
     figure = Figure(figsize=(width * columns + 0.6, height * lines + 0.6), layout="constrained")
@@ -38,6 +40,8 @@ def panels(titles: Sequence[str], columns: int, width: float, height: float, **m
 
 def plain_ticks(axis) -> None:
     """Few ticks on a logarithmic `axis`, an xaxis or yaxis, in plain numbers."""
+    from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
+
     low, high = axis.get_view_interval()
     steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if high < 30 * low else (1, 3) if high < 1000 * low else (1,)
     axis.set_major_locator(AutoLocator() if high < 3 * low else LogLocator(subs=steps, numticks=7))
@@ -56,6 +60,8 @@ def explain(figure, axis, x: str = "", y: str = "") -> None:
 
 def reproducible_figures():
     """`with` it, figures look alike everywhere, whatever the user's matplotlibrc says."""
+    from matplotlib import style
+
     return style.context("default")
 
 
