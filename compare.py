@@ -95,19 +95,16 @@ class CompareOptions(PlannedOptions):
     tune: bool = False  # do not compare, but tune the methods on folds 0, 1 and 2
 
 
-def refuse_what_is_ignored(options: CompareOptions, argv: Sequence[str]) -> None:
-    """Ends the program if one of the arguments, even with the value of its default, would change nothing."""
-    if options.report and len(shell.given_flags(argv)) > 1:
-        shell.wrong_arguments("--report: rebuilds what is published as it is; drop the other arguments")
+def ignored(options: CompareOptions) -> dict[str, str]:
+    """By flag, which settings of train.py would change nothing here, and why."""
     methods = {*NUISANCES, *(name for settings in METHODS.values() for name in settings)}
-    refused = {
-        shell.flag(name): "every method sets its own; drop it, or change METHODS in compare.py" for name in methods
-    }
-    refused |= dict.fromkeys(("--fold", "--seed"), "the folds are those of --folds, each with its number as seed")
+    own = "every method sets its own; drop it, or change METHODS in compare.py"
+    found = dict.fromkeys(map(shell.flag, methods), own)
+    found |= dict.fromkeys(("--fold", "--seed"), "the folds are those of --folds, each with its number as seed")
     if options.tune:
         ends = f"--tune runs all methods on the folds {TUNING_FOLDS} and looks at the end only; drop one of the two"
-        refused |= dict.fromkeys(("--methods", "--folds", *map(shell.flag, ONE_LOOK)), ends)
-    shell.refuse_given(argv, refused)
+        found |= dict.fromkeys(("--methods", "--folds", *map(shell.flag, ONE_LOOK)), ends)
+    return found
 
 
 # --- tuning ----------------------------------------------------------------------------------------------------------
@@ -233,11 +230,16 @@ def tune(options: CompareOptions) -> Path:
     return folder
 
 
+def published_points() -> list[dict]:
+    """The rows of the published tuned.csv; none where there is no such file."""
+    return report.read_csv(TUNED_FILE, ("processor",)) if TUNED_FILE.exists() else []
+
+
 def published_errors() -> dict[tuple[str, int], tuple[float, str]]:
     """By command and fold, the validation errors in the published tuned.csv, and on which processors."""
     return {
-        (row["command"], fold): (row[f"val_error_fold_{fold}"], row.get("processor", ""))
-        for row in (report.read_csv(TUNED_FILE) if TUNED_FILE.exists() else [])
+        (row["command"], fold): (row[f"val_error_fold_{fold}"], row["processor"])
+        for row in published_points()
         for fold in TUNING_FOLDS
         if row[f"val_error_fold_{fold}"] != ""
     }
@@ -245,8 +247,7 @@ def published_errors() -> dict[tuple[str, int], tuple[float, str]]:
 
 def tuned_settings(methods: Iterable[str], schedule: str) -> dict[str, dict]:
     """What each of `methods` sets under `schedule`, as tuned in the published tuned.csv."""
-    rows = report.read_csv(TUNED_FILE, ("processor",)) if TUNED_FILE.exists() else []
-    chosen = {row["method"]: row for row in rows if row["chosen"] and row["schedule"] == schedule}
+    chosen = {row["method"]: row for row in published_points() if row["chosen"] and row["schedule"] == schedule}
     found = {}
     for method in methods:
         tuned = {name: chosen.get(method, {}).get(name, "") for name in tuned_names(method)}
@@ -320,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     with shell.errors_in_one_line(data.DataError, RunError, cluster.StudyError, ReportError):
         options = shell.parse(CompareOptions, argv)
-        refuse_what_is_ignored(options, argv)
+        planned.refuse(options, argv, ignored(options))
         if options.report:
             print("\n".join([*report.write_tuning(TUNED_FILE.parent, list(METHODS)), ""]))
             print("\n".join(report.write_report(PUBLISHED, PARTS)))

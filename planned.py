@@ -26,7 +26,7 @@ from model import Dropout
 from regularizers import penalized_weights
 from support import cluster
 from support.run import RunError, differences, machine, read_rows
-from support.shell import Folder, as_text, between, checked
+from support.shell import Folder, as_text, between, checked, given_flags, wrong_arguments
 from support.verdicts import SMALL
 from train import Config, predict, train, trained_model
 
@@ -46,6 +46,18 @@ class PlannedOptions:
     workers: Annotated[int, between(1, 1000)] = 2  # processes, with one thread each
     scheduler: str = ""  # such as tcp://host:8786, of a running `dask scheduler`, whose machines then do the work
     studies_dir: Folder = "studies"  # folder of all studies; the runs are kept in its folder compare
+
+
+def refuse(options: PlannedOptions, argv: Sequence[str], refused: dict[str, str]) -> None:
+    """Ends the program if an option in `argv`, even with the value of its default, would change nothing.
+
+    Those are all beside --report, and what is `refused`, by flag and reason.
+    """
+    if options.report and len(argv) > 1:
+        wrong_arguments("--report: rebuilds what is published as it is; drop the other arguments")
+    for name in given_flags(argv):
+        if name in refused:
+            wrong_arguments(f"{name}: {refused[name]}")
 
 
 def dataset_of(config: Config) -> data.Dataset:

@@ -126,17 +126,15 @@ def chosen_sentences(text: str) -> list[Sentence]:
     return [one for number, one in enumerate(SENTENCES, start=1) if text in ("all", one.name, str(number))]
 
 
-def refuse_ignored(options: SentencesOptions, argv: Sequence[str]) -> None:
-    """Ends the program if one of the arguments, even with the value of its default, would change nothing."""
-    if options.report and len(argv) > 1:
-        shell.wrong_arguments("--report: rebuilds what is published as it is; drop the other arguments")
-    refused = dict.fromkeys(("--fold", "--seed"), "the first folds that compare, each its own seed; see --folds")
+def set_by_sentences(options: SentencesOptions) -> dict[str, str]:
+    """By flag, which settings of train.py would change nothing here, and why."""
+    found = dict.fromkeys(("--fold", "--seed"), "the first folds that compare, each its own seed; see --folds")
     for one in chosen_sentences(options.sentence):
         for sweep in one.sweeps:
             tuned = [*NUISANCES, *METHODS[sweep.tuned]] if sweep.tuned else []
             own = f"sentence {one.name} sets its own; drop it, or change SENTENCES in sentences.py"
-            refused |= dict.fromkeys(map(shell.flag, [sweep.axis, *sweep.settings, *tuned]), own)
-    shell.refuse_given(argv, refused)
+            found |= dict.fromkeys(map(shell.flag, [sweep.axis, *sweep.settings, *tuned]), own)
+    return found
 
 
 OF_A_RUN = ("networks", "masks")  # axes along which one run serves all values
@@ -253,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     with shell.errors_in_one_line(data.DataError, RunError, cluster.StudyError, ReportError):
         options = shell.parse(SentencesOptions, argv)
-        refuse_ignored(options, argv)
+        planned.refuse(options, argv, set_by_sentences(options))
         options = options if options.report else prepared(options)
         folder = PUBLISHED_SENTENCES if options.report else place_of(options)
         for one in chosen_sentences(options.sentence):

@@ -93,13 +93,6 @@ def wrong_arguments(message: str) -> typing.NoReturn:
     sys.exit(2)
 
 
-def refuse_given(argv: Sequence[str], refused: dict[str, str]) -> None:
-    """Ends the program if an option in `argv`, even with the value of its default, is `refused`, by flag and reason."""
-    for name in given_flags(argv):
-        if name in refused:
-            wrong_arguments(f"{name}: {refused[name]}")
-
-
 # --- errors and Ctrl-C -----------------------------------------------------------------------------------------------
 
 
