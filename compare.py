@@ -11,7 +11,6 @@ No run is made twice: the same command goes on where it was cut off.
 
 import itertools
 import math
-import sys
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ import planned
 from data import COMPARISON_FOLDS, TUNING_FOLDS
 from planned import BASE, ONE_LOOK, PlannedOptions, plan, run_plans
 from support import cluster, report, shell
-from support.run import RunError, command, prepared
+from support.run import RunError, command
 from support.space import SPACE
 from support.statistics import PLAIN, WITHOUT, ReportError, at_border
 from train import Config
@@ -81,30 +80,22 @@ NETWORKS, AVERAGED_FOLDS = 5, range(3, 8)
 ANNEALED = "one-cycle"  # under which alone networks are averaged, and everything loses a part
 PUBLISHED = Path(__file__).parent / "figures" / "compare"
 TUNED_FILE = PUBLISHED.parent / "tuning" / "tuned.csv"  # what --tune has found so far, and what is compared
-NUISANCES = ("lr", "schedule")  # set for every method, and part of none
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
 @shell.checked
 class CompareOptions(PlannedOptions):
-    """Compare the methods of the table in compare.py. A setting of train.py, given here, holds for all."""
+    """Compare the methods of the table in compare.py."""
 
     folds: Annotated[int, shell.between(2, len(COMPARISON_FOLDS))] = len(COMPARISON_FOLDS)  # how many of 3 to 19
     methods: tuple[Literal[tuple(METHODS)], ...] = ()  # such as L2 "dropout + L2": only these, and "plain, tuned"
     tune: bool = False  # do not compare, but tune the methods on folds 0, 1 and 2
 
-
-def ignored(options: CompareOptions) -> dict[str, str]:
-    """By flag, which settings of train.py would change nothing here, and why."""
-    methods = {*NUISANCES, *(name for settings in METHODS.values() for name in settings)}
-    own = "every method sets its own; drop it, or change METHODS in compare.py"
-    found = dict.fromkeys(map(shell.flag, methods), own)
-    found |= dict.fromkeys(("--fold", "--seed"), "the folds are those of --folds, each with its number as seed")
-    if options.tune:
-        ends = f"--tune runs all methods on the folds {TUNING_FOLDS} and looks at the end only; drop one of the two"
-        found |= dict.fromkeys(("--methods", "--folds", *map(shell.flag, ONE_LOOK)), ends)
-    return found
+    def __post_init__(self):
+        super().__post_init__()
+        if self.tune and (self.methods or self.folds < len(COMPARISON_FOLDS)):
+            raise ValueError(f"--tune: tunes all methods, on the folds {TUNING_FOLDS}; drop --methods and --folds")
 
 
 # --- tuning ----------------------------------------------------------------------------------------------------------
@@ -307,26 +298,22 @@ def command_of(config: Config) -> str:
 
 
 def results_folder(options: CompareOptions) -> Path:
-    """One for each choice of settings, data, methods and folds, so that no quick look touches another's files."""
-    chosen = [f"methods={','.join(sorted(options.methods))}"] if options.methods else []
-    chosen += [f"folds={options.folds}"] if options.folds < len(COMPARISON_FOLDS) else []
-    words = ["tuning"] * options.tune + planned.other_settings(options.config) + chosen
-    return planned.folder_of_choice(planned.study_folder(options), words)
+    words = ["tuning"] * options.tune + [f"methods={','.join(sorted(options.methods))}"] * bool(options.methods)
+    words += [f"folds={options.folds}"] * (options.folds < len(COMPARISON_FOLDS))
+    return planned.folder_of_choice(options, "compare", words)
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
     with shell.errors_in_one_line(data.DataError, RunError, cluster.StudyError, ReportError):
         options = shell.parse(CompareOptions, argv)
-        planned.refuse(options, argv, ignored(options))
         if options.report:
             print("\n".join([*report.write_tuning(TUNED_FILE.parent, list(METHODS)), ""]))
             print("\n".join(report.write_report(PUBLISHED, PARTS)))
             return
-        options = prepared(options)
+        options = planned.prepared(options)
         folder = tune(options) if options.tune else compare_methods(options)
         lines = report.write_tuning(folder, list(METHODS)) if options.tune else report.write_report(folder, PARTS)
         print("\n".join(lines))

@@ -8,25 +8,23 @@ All are kept in the study `compare` of --studies-dir.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, field, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from scipy.optimize import minimize_scalar
 from torch import nn
 
 import data
 import observe
-from model import Dropout
 from regularizers import penalized_weights
 from support import cluster
-from support.run import RunError, differences, machine, read_rows
-from support.shell import Folder, as_text, between, checked, given_flags, wrong_arguments
+from support.run import RunError, differences, machine, read_rows, resolved, warn
+from support.shell import Folder, as_text, between, checked, flag
 from support.verdicts import SMALL
 from train import Config, predict, train, trained_model
 
@@ -34,30 +32,39 @@ from train import Config, predict, train, trained_model
 
 BASE = Config(evaluations=20, histograms=0)  # what holds for all
 ONE_LOOK = {"evaluations": 1, "histograms": 0}  # of a run whose end alone counts
-MACHINE = ("data", "data_dir", "device", "threads")  # where and on which data, not which experiment
+WHERE = ("data", "data_dir", "device")  # on which data and machine, not which experiment
 
 
 @checked
 class PlannedOptions:
     """What compare.py and sentences.py both take."""
 
-    config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=lambda: BASE)
+    data: Literal["auto", "mnist", "digits"] = "auto"  # as in train.py
+    data_dir: Folder = ""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    epochs: Annotated[int, between(1, 1_000_000)] = BASE.epochs  # of every run; fewer are a quick look
     report: bool = False  # train nothing: rebuild the published tables and figures from their files
     workers: Annotated[int, between(1, 1000)] = 2  # processes, with one thread each
     scheduler: str = ""  # such as tcp://host:8786, of a running `dask scheduler`, whose machines then do the work
     studies_dir: Folder = "studies"  # folder of all studies; the runs are kept in its folder compare
 
+    def __post_init__(self):
+        _ = self.config  # its own checks
+        given = [one.name for one in fields(self) if one.name != "report" and getattr(self, one.name) != one.default]
+        if self.report and given:
+            raise ValueError(f"--report: rebuilds what is published as it is; drop {flag(given[0])}")
 
-def refuse(options: PlannedOptions, argv: Sequence[str], refused: dict[str, str]) -> None:
-    """Ends the program if an option in `argv`, even with the value of its default, would change nothing.
+    @property
+    def config(self) -> Config:
+        """What holds for all runs."""
+        return replace(BASE, epochs=self.epochs, **{name: getattr(self, name) for name in WHERE})
 
-    Those are all beside --report, and what is `refused`, by flag and reason.
-    """
-    if options.report and len(argv) > 1:
-        wrong_arguments("--report: rebuilds what is published as it is; drop the other arguments")
-    for name in given_flags(argv):
-        if name in refused:
-            wrong_arguments(f"{name}: {refused[name]}")
+
+def prepared(options: PlannedOptions):
+    """`options` with the data set and the device that are really used; warns if that is no MNIST."""
+    config, dataset = resolved(options.config)
+    warn(dataset)
+    return replace(options, **{name: getattr(config, name) for name in WHERE})
 
 
 def dataset_of(config: Config) -> data.Dataset:
@@ -66,16 +73,13 @@ def dataset_of(config: Config) -> data.Dataset:
 
 def plan(config: Config, splits: Sequence[str] = data.SPLITS, **kind) -> dict:
     """What tells a run from all others: its settings, its data, and its `kind`, one of KINDS."""
-    settings = {name: value for name, value in differences(config).items() if name not in MACHINE}
+    settings = {name: value for name, value in differences(config).items() if name not in WHERE}
     return {"settings": settings, "splits": list(splits), "data_sha256": dataset_of(config).sha256} | kind
 
 
-def run_plans(payloads: Sequence[dict], options) -> list[cluster.Finished]:
-    """What `train_planned` returned for each of `payloads`, made by `plan`; only what is missing is run.
-
-    Of the `options` of a script, config says on which machine and data, and workers, scheduler and studies_dir count.
-    """
-    function = partial(train_planned, where={name: getattr(options.config, name) for name in MACHINE})
+def run_plans(payloads: Sequence[dict], options: PlannedOptions) -> list[cluster.Finished]:
+    """What `train_planned` returned for each of `payloads`, made by `plan`; only what is missing is run."""
+    function = partial(train_planned, where={name: getattr(options, name) for name in WHERE})
     more = {"workers": options.workers, "scheduler": options.scheduler, "label": label_of, "preload": ["planned"]}
     runs = cluster.run_all(function, payloads, study_folder(options), **more)
     for kept in study_folder(options).glob("runs/*/kept.json"):
@@ -96,16 +100,18 @@ def label_of(payload: dict) -> str:
     return "_".join(f"{name}={as_text(value)}" for name, value in settings.items())[:150]
 
 
-def other_settings(config: Config) -> list[str]:
-    """What of the settings and the data is not what holds by default, as words."""
-    settings = {name: value for name, value in asdict(config).items() if value != getattr(BASE, name)}
-    words = [f"{name}={as_text(value)}" for name, value in settings.items() if name not in MACHINE]
-    return words if config.data == "mnist" else [*words, f"data={config.data}-{dataset_of(config).sha256[:8]}"]
+def choice(options: PlannedOptions) -> list[str]:
+    """What of epochs and data is not what holds by default, as words."""
+    words = [f"epochs={options.epochs}"] if options.epochs != BASE.epochs else []
+    if options.data == "mnist":
+        return words
+    return [*words, f"data={options.data}-{dataset_of(options.config).sha256[:8]}"]
 
 
-def folder_of_choice(place: Path, words: Sequence[str]) -> Path:
-    """The folder in `place` that is called after `words`; "all" without any."""
-    folder = place / (re.sub(r"[^\w.,=+-]+", "-", "_".join(words)) or "all")
+def folder_of_choice(options: PlannedOptions, study: str, words: Sequence[str]) -> Path:
+    """One for each choice of settings, data and what `words` say, so that no quick look touches another's files."""
+    name = re.sub(r"[^\w.,=+-]+", "-", "_".join([*words, *choice(options)])) or "all"
+    folder = Path(options.studies_dir) / study / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -207,44 +213,20 @@ def averaged_networks(config: Config, folder: Path, counts: Sequence[int]) -> di
     """
     shares, seconds = [], []
     for network in range(1, max(counts) + 1):
-        config_of_one = replace(config, seed=config.seed + 100 * network)  # other seeds than those of the folds
-        share, _, took, labels = trained_outputs(config_of_one, folder / f"network-{network}")
-        shares.append(share)
-        seconds.append(took)
+        one, place = replace(config, seed=config.seed + 100 * network), folder / f"network-{network}"  # no fold's seed
+        result = train(one, place, quiet=True)
+        if result["status"] == "diverged":
+            raise cluster.Failed(f"{place}: its cost became infinite or NaN")
+        logits, labels = outputs(one, trained_model(one, dataset_of(one), place / "last.pt"), "test")
+        shares.append(logits.softmax(dim=1))
+        seconds.append(result["seconds"])
     found = {}
     for k in counts:
-        groups = [shares[start : start + k] for start in range(0, len(shares) - k + 1, k)]
-        error = float(np.mean([wrong(torch.stack(group).mean(0), labels) for group in groups]))
-        found[str(k)] = {"error/test": error, "seconds": k * float(np.mean(seconds))}
+        groups = [torch.stack(shares[start : start + k]).mean(0) for start in range(0, len(shares) - k + 1, k)]
+        errors = [(group.argmax(dim=1) != labels).double().mean().item() for group in groups]
+        found[str(k)] = {"error/test": float(np.mean(errors)), "seconds": k * float(np.mean(seconds))}
     return found
 
 
-def averaged_masks(config: Config, folder: Path, counts: Sequence[int]) -> dict[str, dict]:
-    """By count: test error of the mean softmax output over so many masks of dropout; 0 is the network as usual."""
-    usual, model, seconds, labels = trained_outputs(config, folder)
-    images, _ = data.split_tensors(dataset_of(config), "test", config.fold, torch.device(config.device))
-    for module in model.modules():
-        module.training = isinstance(module, Dropout)
-    torch.manual_seed(config.seed)
-    with torch.no_grad(), machine(config):
-        drawn = [model(images).softmax(dim=1).cpu() for _ in range(max(counts))]
-    shares = {count: torch.stack(drawn[:count]).mean(0) if count else usual for count in counts}
-    return {str(n): {"error/test": wrong(share, labels), "seconds": seconds} for n, share in shares.items()}
-
-
-def trained_outputs(config: Config, folder: Path):
-    """Trains a network; softmax outputs (N, classes) for the test images, the network, seconds, and labels (N,)."""
-    result = train(config, folder, quiet=True)
-    if result["status"] == "diverged":
-        raise cluster.Failed(f"{folder}: its cost became infinite or NaN")
-    model = trained_model(config, dataset_of(config), folder / "last.pt")
-    logits, labels = outputs(config, model, "test")
-    return logits.softmax(dim=1), model, result["seconds"], labels
-
-
-def wrong(shares: torch.Tensor, labels: torch.Tensor) -> float:
-    return (shares.argmax(dim=1) != labels).double().mean().item()
-
-
 # By the word in a plan: which function makes it; the last one is the ordinary kind.
-KINDS = {"networks": averaged_networks, "masks": averaged_masks, "splits": one_network}
+KINDS = {"networks": averaged_networks, "splits": one_network}

@@ -10,7 +10,6 @@ No run is made twice: the same command goes on where it was cut off. Methods are
 
 import itertools
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +21,11 @@ import tyro
 import compare
 import data
 import planned
-from compare import AVERAGED, METHODS, NUISANCES, PARTS, tuned_settings
+from compare import AVERAGED, PARTS, tuned_settings
 from data import COMPARISON_FOLDS, TUNING_FOLDS
-from planned import BASE, ONE_LOOK, PlannedOptions, dataset_of, folder_of_choice, other_settings, plan, run_plans
+from planned import BASE, ONE_LOOK, PlannedOptions, dataset_of, plan, run_plans
 from support import cluster, report, shell
-from support.run import RunError, prepared
+from support.run import RunError
 from support.space import SPACE
 from support.statistics import PLAIN, ReportError
 from support.sweeps import write_sentences
@@ -39,7 +38,7 @@ from train import Config
 class Sweep(NamedTuple):
     """A line of a figure: `axis`, a setting of Config, over `values`.
 
-    Two axes are none of Config: over "networks", and over "masks" of dropout (0: none), outputs are averaged.
+    One axis is none of Config: "networks", whose outputs are averaged; a single run serves all its values.
     """
 
     method: str  # name of the line
@@ -93,8 +92,8 @@ SENTENCES = (
         + [Sweep(f"{method} (lr 0.001)", *axis, AT_DEFAULT) for method, axis in PENALTIES.items()],
         ("rms", "small", "loss/train", "error/test")),
     Sentence("dropout", "Dropout comes close to averaging several networks that were trained apart, and costs less.",
-        "Both as tuned under one-cycle; of ten plain networks of other seeds, the mean over all groups of so many.",
-        [Sweep(PLAIN, "networks", AVERAGED[PLAIN], {}, PLAIN), Sweep("dropout", "masks", (0, 50), {}, "dropout")],
+        "Both as tuned under one-cycle; of ten and five networks of other seeds, the mean over all groups of so many.",
+        [Sweep(method, "networks", AVERAGED[method], {}, method) for method in (PLAIN, "dropout")],
         ("error/test",), "seconds"),
     Sentence("normalisation", "With centred and reduced inputs of its layers, a network learns faster and more stably.",
         "300 epochs at a constant learning rate, otherwise the class's recipe.",
@@ -116,7 +115,7 @@ NAMES = ("all", *(one.name for one in SENTENCES), *map(str, range(1, len(SENTENC
 
 @shell.checked
 class SentencesOptions(PlannedOptions):
-    """Test the sentences of the table in sentences.py. A setting of train.py, given here, holds for all."""
+    """Test the sentences of the table in sentences.py."""
 
     sentence: tyro.conf.Positional[Literal[NAMES]] = "all"  # by name, or by number
     folds: Annotated[int, shell.between(2, len(COMPARISON_FOLDS))] = 5  # how many of those that compare
@@ -126,23 +125,9 @@ def chosen_sentences(text: str) -> list[Sentence]:
     return [one for number, one in enumerate(SENTENCES, start=1) if text in ("all", one.name, str(number))]
 
 
-def set_by_sentences(options: SentencesOptions) -> dict[str, str]:
-    """By flag, which settings of train.py would change nothing here, and why."""
-    found = dict.fromkeys(("--fold", "--seed"), "the first folds that compare, each its own seed; see --folds")
-    for one in chosen_sentences(options.sentence):
-        for sweep in one.sweeps:
-            tuned = [*NUISANCES, *METHODS[sweep.tuned]] if sweep.tuned else []
-            own = f"sentence {one.name} sets its own; drop it, or change SENTENCES in sentences.py"
-            found |= dict.fromkeys(map(shell.flag, [sweep.axis, *sweep.settings, *tuned]), own)
-    return found
-
-
-OF_A_RUN = ("networks", "masks")  # axes along which one run serves all values
-
-
 def config_of(one: Sentence, sweep: Sweep, value: object, fold: int, base: Config) -> Config:
     """The settings of the run of `sweep` at `value`; `base` are those of all its runs."""
-    settings = {} if sweep.axis in OF_A_RUN else {sweep.axis: value}
+    settings = {} if sweep.axis == "networks" else {sweep.axis: value}
     config = replace(base, fold=fold, seed=fold, **settings)
     if one.epochs and config.epochs == BASE.epochs:
         return replace(config, epochs=one.epochs)
@@ -190,7 +175,7 @@ def rows_of(one: Sentence, options: SentencesOptions, folder: Path) -> list[dict
         tuned = tuned_settings([sweep.tuned], SCHEDULE)[sweep.tuned] if sweep.tuned else {}
         tuned = optima[sweep.tuned] if sweep.method.endswith(RETUNED) else tuned
         base = replace(options.config, **(tuned | sweep.settings))
-        kind = {sweep.axis: list(sweep.values)} if sweep.axis in OF_A_RUN else {}
+        kind = {sweep.axis: list(sweep.values)} if sweep.axis == "networks" else {}
         row = {"method": sweep.method, "axis": sweep.axis, "schedule": base.schedule}
         for fold, value in itertools.product(COMPARISON_FOLDS[: options.folds], sweep.values):
             config = config_of(one, sweep, value, fold, base)
@@ -198,7 +183,7 @@ def rows_of(one: Sentence, options: SentencesOptions, folder: Path) -> list[dict
     plans.sort(key=lambda each: each[0]["fold"])  # fold after fold
     found = run_plans([payload for _, payload in plans], options)
     return [
-        row | (over.result[str(row["value"])] if row["axis"] in OF_A_RUN else of_network(over.result))
+        row | (over.result[str(row["value"])] if row["axis"] == "networks" else of_network(over.result))
         for (row, _), over in zip(plans, found, strict=True)
     ]
 
@@ -241,24 +226,17 @@ def combinations(path: Path) -> list[dict]:
     return rows
 
 
-def place_of(options: SentencesOptions) -> Path:
-    """A folder for each choice of settings, data and folds, so that no quick look touches another's files."""
-    folds = [f"folds={options.folds}"] if options.folds != SentencesOptions.folds else []
-    return folder_of_choice(Path(options.studies_dir) / "sentences", other_settings(options.config) + folds)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
     with shell.errors_in_one_line(data.DataError, RunError, cluster.StudyError, ReportError):
         options = shell.parse(SentencesOptions, argv)
-        planned.refuse(options, argv, set_by_sentences(options))
-        options = options if options.report else prepared(options)
-        folder = PUBLISHED_SENTENCES if options.report else place_of(options)
+        options = options if options.report else planned.prepared(options)
+        folds = [f"folds={options.folds}"] * (options.folds != SentencesOptions.folds)
+        folder = PUBLISHED_SENTENCES if options.report else planned.folder_of_choice(options, "sentences", folds)
         for one in chosen_sentences(options.sentence):
             path, compared = folder / f"{one.name}.csv", compare.PUBLISHED / "results.csv"
             if one.sweeps and not options.report:
                 report.write_csv(path, rows_of(one, options, folder))
-            elif not one.sweeps and compared.exists() and (options.report or not other_settings(options.config)):
+            elif not one.sweeps and compared.exists() and (options.report or not planned.choice(options)):
                 report.write_csv(path, combinations(compared))
             elif not one.sweeps:
                 print(f"{one.name}: left out; it is read off the published results of compare.py")

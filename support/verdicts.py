@@ -110,10 +110,9 @@ def judge_dropout(rows: Sequence[dict]) -> tuple[str, list[str]]:
     above 0; with a condition if dropout takes the time of two or more.
     Before: how many networks equal it, read off a curve, was to be 2 or more, under several schedules; it held."""
     plain, dropout = (by_value(rows, method, "error/test", 100) for method in (PLAIN, "dropout"))
-    beside = {count: interval(dropout[0] - errors) for count, errors in plain.items()}
+    beside = {count: interval(dropout[1] - errors) for count, errors in plain.items()}
     numbers = [f"dropout beside the mean of {count} plain: {found} points" for count, found in beside.items()]
-    numbers += [f"mean of {n} masks beside none: {interval(dropout[n] - dropout[0])} points" for n in list(dropout)[1:]]
-    time = by_value(rows, "dropout", "seconds")[0].mean() / by_value(rows, PLAIN, "seconds")[1].mean()
+    time = by_value(rows, "dropout", "seconds")[1].mean() / by_value(rows, PLAIN, "seconds")[1].mean()
     numbers.append(takes := f"it takes the time of {time:.1f} networks")
     return overall({"": falls(beside[2], 0)}, [takes] * bool(time >= 2)), numbers
 

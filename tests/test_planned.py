@@ -1,4 +1,4 @@
-"""planned.py: what is kept of a run, of averaged networks and masks; on the digits."""
+"""planned.py: what is kept of a run, of averaged networks; on the digits."""
 
 from dataclasses import replace
 
@@ -8,7 +8,6 @@ import torch
 
 import data
 import planned
-from model import Dropout
 from planned import plan, train_planned
 from support.run import RunError
 from train import Config, predict, train, trained_model
@@ -101,24 +100,13 @@ def test_a_diverged_run_has_no_weights(digits, tmp_path):
 def test_networks_are_averaged_in_groups_that_share_none(digits, monkeypatch, tmp_path):
     labels = torch.tensor([0, 1])
     shares = iter(torch.tensor([[[0.9, 0.1], [0.4, 0.6]], [[0.4, 0.6], [0.9, 0.1]], [[0.9, 0.1]] * 2]))
-    monkeypatch.setattr(planned, "trained_outputs", lambda *_: (next(shares), None, 2.0, labels))
+    monkeypatch.setattr(planned, "train", lambda *_, **__: {"status": "finished", "seconds": 2.0})
+    monkeypatch.setattr(planned, "trained_model", lambda *_: None)
+    monkeypatch.setattr(planned, "outputs", lambda *_: (next(shares).log(), labels))
     found = planned.averaged_networks(digits, tmp_path, (1, 2, 3))
     assert found["1"]["error/test"] == pytest.approx((0 + 1 + 0.5) / 3)
     assert found["2"]["error/test"] == 0.5 and found["2"]["seconds"] == 4
     assert found["3"]["error/test"] == 0.5
-
-
-def test_masks_are_drawn_in_dropout_alone(digits, tmp_path):
-    config = replace(digits, dropout=0.5, epochs=100, lr=5e-3)
-    seen = []
-    Dropout.__call__, usual = lambda self, x: seen.append(self.training) or usual(self, x), Dropout.__call__
-    try:
-        found = planned.averaged_masks(config, tmp_path / "a", (0, 1, 50))
-    finally:
-        del Dropout.__call__
-    assert seen[-150:] == [True] * 150, "50 masks of three layers"
-    assert found["1"]["error/test"] > found["50"]["error/test"]
-    assert found == planned.averaged_masks(config, tmp_path / "a", (0, 1, 50))
 
 
 def test_an_ensemble_s_output_is_the_mean_of_its_networks(tmp_path):

@@ -39,7 +39,7 @@ def strengths(l1, l2, **more):
 
 def dropout(error, seconds=15.0, **more):
     rows = made_up({PLAIN: {1: 0.07, 2: 0.065, 5: 0.06}}, seconds=10.0, **more)
-    return rows + made_up({"dropout": {0: error, 50: error - 0.001}}, seconds=seconds, **more)
+    return rows + made_up({"dropout": {1: error}}, seconds=seconds, **more)
 
 
 def normalisation(*epochs):
@@ -111,7 +111,7 @@ def test_verdict(word, name, rows):
 NUMBERS = [
     ("fraction", fraction((0.06, 0.05), (0.01, 0.02)), "L2 (retuned): ratio 0.5 ["),
     ("lambda", strengths(FALLING, RISING), "L1: correlation -1.00 [-1.00, -1.00], rms times 0.8 ["),
-    ("dropout", dropout(0.062), "mean of 50 masks beside none: -0.10 ["),
+    ("dropout", dropout(0.062), "dropout beside the mean of 2 plain: -0.3"),
     ("normalisation", normalisation(10, 20, 30, 40), "batch norm beside none: epochs times 0.1 ["),
     ("rotation", rotation(0.04, 0.09, 3e-3), "180 beside 15: +5.00 ["),
     ("combination", combination(-0.02, -0.03), "A + B: -0.83 ["),
