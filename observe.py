@@ -70,18 +70,31 @@ class Recorder:
         self.writer = logger.experiment if logger else SummaryWriter(folder, purge_step=step)
         self.flush, self.close = self.writer.flush, self.writer.close  # once all that was written is in the file
 
-    def settings(self, settings: Mapping, augmentations: Collection[str] = ()) -> None:
-        """Once a run: the settings for the hparams tab and as text, and which curves share a chart."""
+    def introduce(
+        self, settings: Mapping, images: torch.Tensor, augmented: Callable, augmentations: Collection[str] = ()
+    ):
+        """Once a run: its settings, for the hparams tab and as text; which curves share a chart; and augmented images.
+
+        These are, if any of `augmentations` is used, ten of the training `images` (N, H, W), and seven draws of each by
+        `augmented(images, generator)`, with a generator of its own.
+        """
         plain = {name: value if isinstance(value, float | int) else str(value) for name, value in settings.items()}
         # HPARAMS shows five of those that differ, by name: the augmentations are one there, so that `norm` is seen
+        used = {name: value for name, value in plain.items() if name in augmentations and value}
         shown = {name: value for name, value in plain.items() if name not in augmentations}
-        used = " ".join(f"{name}={plain[name]:g}" for name in augmentations if plain[name]) or "none"
-        shown |= {"augment": used} if augmentations else {}
+        shown |= {"augment": " ".join(f"{name}={value:g}" for name, value in used.items()) or "none"}
         # add_hparams would open a second run below this one, and add_scalars a run a curve
         self.writer.file_writer.add_summary(hparams(shown, {})[1])
         table = "\n".join(f"| {name} | {value} |" for name, value in plain.items())
         self.writer.add_text("config", f"| setting | value |\n|---|---|\n{table}", 0)
         self.writer.add_custom_scalars({"together": {tag: ["Multiline", [f"^{tag}/"]] for tag in CHARTS}})
+        if used:
+            from torchvision.utils import make_grid  # two seconds that only an augmented run has to wait
+
+            generator = torch.Generator(images.device).manual_seed(settings["seed"])
+            rows = torch.cat([images[:10], *(augmented(images[:10], generator) for _ in range(7))])
+            grid = make_grid(rows.clamp(0, 1).unsqueeze(1), nrow=len(images[:10]), pad_value=0.5)
+            self.writer.add_image("images/augmented", grid, 0)
 
     def scalars(self, row: Mapping[str, float]) -> None:
         """One measurement: the keys are the tags."""
@@ -132,13 +145,6 @@ class Recorder:
             counts, edges = np.histogram(finite, BINS, (finite.min() if lowest is None else lowest, finite.max()))
             sums = finite.size, finite.sum(), finite @ finite
             self.writer.add_histogram_raw(tag, edges[0], edges[-1], *sums, edges[1:], counts, step)
-
-    def images(self, images: torch.Tensor) -> None:
-        """Rows (R, C, H, W) of grey images as one picture."""
-        from torchvision.utils import make_grid  # two seconds that only an augmented run has to wait
-
-        grid = make_grid(images.clamp(0, 1).flatten(0, 1).unsqueeze(1), nrow=images.shape[1], pad_value=0.5)
-        self.writer.add_image("images/augmented", grid, 0)
 
 
 def step_aside(folder: Path) -> None:

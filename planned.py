@@ -23,10 +23,10 @@ import data
 import observe
 from regularizers import penalized_weights
 from support import cluster
-from support.run import RunError, differences, machine, read_rows, resolved, warn
+from support.run import RunError, differences, machine, read_rows, warn
 from support.shell import Folder, as_text, between, checked, flag
 from support.verdicts import SMALL
-from train import Config, predict, train, trained_model
+from train import Config, predict, resolved, train, trained_model
 
 # --- plans -----------------------------------------------------------------------------------------------------------
 

@@ -26,10 +26,10 @@ import data
 from data import COMPARISON_FOLDS, TUNING_FOLDS
 from support import cluster, figures, report, statistics
 from support.cluster import Failed, StudyError
-from support.run import RunError, command, prepared
+from support.run import RunError, command, warn
 from support.shell import Folder, as_text, between, checked, errors_in_one_line, flag, parse
 from support.space import SPACE
-from train import Config, train
+from train import Config, resolved, train
 
 KINDS = {"schedule": ["constant", "one-cycle"], "init": ["default", "glorot", "he"], "norm": ["none", "batch", "layer"]}
 SWITCHED = ("l1", "l2", "weight_decay", "dropout", "noise", "geometry")  # used, with a strength, or not
@@ -238,8 +238,10 @@ def main(argv: list[str] | None = None) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")  # that something is experimental, or that trials are few
     with errors_in_one_line(data.DataError, RunError, StudyError):
-        options = prepared(parse(SearchOptions, argv))
-        options = replace(options, config=replace(options.config, histograms=0))
+        options = parse(SearchOptions, argv)
+        config, dataset = resolved(replace(options.config, histograms=0))
+        warn(dataset)
+        options = replace(options, config=config)
         study = search(options)
         text = describe(study, options) + (confirm(study, options) if options.confirm else [])
         if len(complete(study)) > 3:  # else Optuna cannot tell which settings matter

@@ -12,7 +12,8 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, field
+from dataclasses import asdict, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -87,6 +88,18 @@ class Config:
 
 AUGMENTATIONS = ("noise", "rotate", "zoom", "shift", "shear", "elastic")
 
+
+def resolved(config: Config) -> tuple[Config, data.Dataset]:
+    """`config` with the data set and the device that are really used, and the data set."""
+    dataset = data.load(config.data, config.data_dir)
+    used = {"data_dir": str(Path(config.data_dir).resolve())} if config.data_dir else {"data": dataset.name}
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    device = next(kind for kind in present if present[kind]) if config.device == "auto" else config.device
+    if not present[device]:
+        raise RunError(f"--device {device}: this machine has none; use --device auto")
+    return replace(config, **used, device=device), dataset
+
+
 # --- model, optimiser, objective: shared with Lightning --------------------------------------------------------------
 
 
@@ -127,7 +140,7 @@ def build_optimizer(model: nn.Module, config: Config, steps: int):
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, steps, cycle_momentum=cycled)
 
 
-def augmented(images: torch.Tensor, config: Config, generator: torch.Generator) -> torch.Tensor:
+def augmented(images: torch.Tensor, generator: torch.Generator, config: Config) -> torch.Tensor:
     """`images` (N, H, W) as training sees them: with the augmentations of `config`, if any."""
     return augment(images, generator, **{name: getattr(config, name) for name in AUGMENTATIONS})
 
@@ -219,15 +232,6 @@ def record(rows: list[Row], folder: run.RunFolder, recorder: observe.Recorder, m
         folder.save_best(model, row["epoch"])
 
 
-def introduce(recorder: observe.Recorder, config: Config, images: torch.Tensor) -> None:
-    """Once a run: its settings and, if it augments, ten of its training `images` (N, H, W) with seven draws of each."""
-    recorder.settings(asdict(config), AUGMENTATIONS)
-    if any(getattr(config, name) for name in AUGMENTATIONS):
-        generator = torch.Generator(images.device).manual_seed(config.seed)  # of its own: no stream of the run's
-        draws = [augmented(images[:10], config, generator) for _ in range(7)]
-        recorder.images(torch.stack([images[:10], *draws]))
-
-
 # --- the plain loop --------------------------------------------------------------------------------------------------
 
 
@@ -255,7 +259,7 @@ def train(
         data.DataError, RunError: with one line for the user; RunError if the folder is that of another run.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved; the message says how to go on.
     """
-    config, dataset = run.resolved(config)
+    config, dataset = resolved(config)
     device = torch.device(config.device)
     tensors = {split: data.split_tensors(dataset, split, config.fold, device, config.fraction) for split in splits}
     sizes = {split: len(labels) for split, (_, labels) in tensors.items()}
@@ -283,7 +287,7 @@ def train(
         with_histograms = observe.histogram_epochs(moments, config.histograms)
         recorder = observe.Recorder(opened.path, progress.epoch * len(batches))
         if not rows:
-            introduce(recorder, config, tensors["train"][0])
+            recorder.introduce(asdict(config), tensors["train"][0], partial(augmented, config=config), AUGMENTATIONS)
 
         bar = tqdm(total=config.epochs, initial=progress.epoch, unit="epoch", smoothing=0, disable=quiet or None)
         status, step = "finished", 0
@@ -319,7 +323,7 @@ def train(
                     for images, labels in batches:
                         looked_at = epoch in moments and not losses
                         with recorder.input_gradients(model, store_grad, step, looked_at, epoch in with_histograms):
-                            loss = objective(model, augmented(images, config, augmentation), labels, config)
+                            loss = objective(model, augmented(images, augmentation, config), labels, config)
                             loss.backward()
                         optimizer.step()
                         optimizer.zero_grad()
@@ -367,9 +371,9 @@ def launch(options: TrainOptions, trainer: Callable[..., dict], script: str) -> 
         if TrainOptions(options.config, options.runs_dir, options.name) != TrainOptions():
             wrong_arguments(f"--resume {options.resume}: has settings of its own; drop the other arguments")
         folder = Path(options.resume)
-        config, dataset = run.resolved(read_config(folder))
+        config, dataset = resolved(read_config(folder))
     else:
-        config, dataset = run.resolved(options.config)
+        config, dataset = resolved(options.config)
         run.warn(dataset)  # before and after: one of the two will be seen
         folder = run.new_folder(options.runs_dir, options.name, run.run_name(config))
     result = trainer(config, folder)

@@ -15,7 +15,7 @@ import warnings
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -34,11 +34,9 @@ from train import Config, Diverged
 
 @checked
 class LightningOptions(train.TrainOptions):
-    """Train a small MLP on 5 % of MNIST with Lightning: the settings of train.py, and those of the Trainer."""
+    """Train a small MLP on 5 % of MNIST with Lightning: the settings of train.py, and of the Trainer."""
 
-    devices: Annotated[int, between(1, 1024)] = 1  # of a machine, each with a process of its own
-    num_nodes: Annotated[int, between(1, 1024)] = 1  # machines, on each of which this command is given
-    strategy: Literal["auto", "ddp"] = "auto"  # how processes work together
+    devices: Annotated[int, between(1, 1024)] = 1  # each with a process of its own, on its share of every batch
 
 
 class MNISTData(LightningDataModule):
@@ -79,7 +77,7 @@ class MNISTData(LightningDataModule):
         if not self.trainer.training:
             return batch
         images, labels = batch
-        return train.augmented(images, self.config, self.streams["augmentation"]), labels
+        return train.augmented(images, self.streams["augmentation"], self.config), labels
 
     def state_dict(self):
         """Kept in every checkpoint. Instead of `streams` in `opened.save(...)`."""
@@ -179,7 +177,8 @@ class Observation(Callback):
     def on_train_start(self, trainer, module):
         """Looks at the untrained model, or again at that of last.pt: Lightning validates after an epoch only."""
         if trainer.is_global_zero and not module.rows:
-            train.introduce(self.recorder, module.config, trainer.datamodule.tensors["train"][0])
+            images, draw = trainer.datamodule.tensors["train"][0], partial(train.augmented, config=module.config)
+            self.recorder.introduce(asdict(module.config), images, draw, train.AUGMENTATIONS)
         if trainer.is_global_zero and not self.quiet:
             run.announce(module.config, module.dataset, module.model, trainer.datamodule.sizes)
         validation, trainer.validating = trainer.fit_loop.epoch_loop.val_loop, True
@@ -231,19 +230,19 @@ class WholeFiles(TorchCheckpointIO):
         run.write_checkpoint(Path(path), checkpoint)
 
 
-def train_lightning(config: Config, folder: str | Path, quiet: bool = False, **machines) -> dict:
+def train_lightning(config: Config, folder: str | Path, quiet: bool = False, devices: int = 1) -> dict:
     """The run with the settings `config` in `folder`: begins it, goes on with it or, once it is over, only reads it.
 
-    Takes, returns and raises what `train.train` does; `machines` are the Trainer's devices, num_nodes and strategy. Of
-    several processes the first alone writes and returns.
+    Takes, returns and raises what `train.train` does. Of the processes of several `devices` the first alone writes.
     """
     warnings.filterwarnings("ignore", module=r"lightning\.")  # it speaks of devices and of folders that exist
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    config, dataset = run.resolved(config)
+    config, dataset = train.resolved(config)
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary", "use_distributed_sampler"), False)
     off |= {"num_sanity_val_steps": 0, "enable_progress_bar": not quiet and sys.stdout.isatty()}
-    trainer = Trainer(accelerator=config.device, max_epochs=config.epochs, plugins=WholeFiles(), **machines, **off)
+    where = {"accelerator": config.device, "devices": devices}
+    trainer = Trainer(**where, max_epochs=config.epochs, plugins=WholeFiles(), **off)
     device, first = trainer.strategy.root_device, trainer.is_global_zero
     torch.manual_seed(train.random_streams(config.seed, device)[0])
     module, datamodule = LitMLP(config, dataset), MNISTData(config)
@@ -283,10 +282,9 @@ def train_lightning(config: Config, folder: str | Path, quiet: bool = False, **m
 def main(argv: list[str] | None = None) -> None:
     with errors_in_one_line(data.DataError, run.RunError):
         options = parse(LightningOptions, argv)
-        machines = {name: getattr(options, name) for name in ("devices", "num_nodes", "strategy")}
-        if options.devices * options.num_nodes > 1 and not options.resume:  # all processes are to find the same folder
+        if options.devices > 1 and not options.resume:  # all processes are to find the same folder
             options = replace(options, name=options.name or run.run_name(options.config))
-        train.launch(options, partial(train_lightning, **machines), "train_lightning.py")
+        train.launch(options, partial(train_lightning, devices=options.devices), "train_lightning.py")
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def ours(problem: Problem, **settings) -> Contender:
             for _ in range(epochs):
                 losses = []
                 for images, labels in batches:
-                    loss = train.objective(model, train.augmented(images, config, augmentation), labels, config)
+                    loss = train.objective(model, train.augmented(images, augmentation, config), labels, config)
                     loss.backward()
                     optimizer.step()
                     optimizer.zero_grad()
@@ -295,7 +295,7 @@ def augmentation_table(problem: Problem, rounds: int, count: int) -> Table:
 
     def batched(config: train.Config) -> Contender:
         generator = torch.Generator().manual_seed(0)
-        return timed(lambda batches: [train.augmented(images, config, generator) for _ in range(batches)])
+        return timed(lambda batches: [train.augmented(images, generator, config) for _ in range(batches)])
 
     def one_by_one(transform: v2.Transform) -> Contender:
         """One batch, however many are asked for: it takes as long as a hundred of the others."""

@@ -263,27 +263,6 @@ def machine(config) -> Iterator[None]:
         torch.set_float32_matmul_precision(before[1])
 
 
-def resolved(config) -> tuple:
-    """`config` with the data set and the device that are really used, and the data set."""
-    dataset = data.load(config.data, config.data_dir)
-    config = replace(
-        config, **({"data_dir": str(Path(config.data_dir).resolve())} if config.data_dir else {"data": dataset.name})
-    )
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if config.device == "auto":
-        config = replace(config, device=next(device for device in present if present[device]))
-    if not present[config.device]:
-        raise RunError(f"--device {config.device}: this machine has none; use --device auto")
-    return config, dataset
-
-
-def prepared(options):
-    """The `options` of a script with the data set and the device that are really used; warns if that is no MNIST."""
-    config, dataset = resolved(options.config)
-    warn(dataset)
-    return replace(options, config=config)
-
-
 def check_batches(config, images: int) -> None:
     if config.norm == "batch" and 1 in (config.batch_size, images % config.batch_size):
         raise RunError(

@@ -187,7 +187,7 @@ DIGITS = ("--data", "digits", "--device", "cpu", "--epochs", "100", "--batch-siz
 def test_two_processes_share_every_batch_and_come_close_to_one(digits, tmp_path):
     config = replace(digits, epochs=100, batch_size=24)
     one = train_lightning(config, tmp_path / "one", quiet=True)
-    command = [sys.executable, ROOT / "train_lightning.py", *DIGITS, "--devices", "2", "--strategy", "ddp"]
+    command = [sys.executable, ROOT / "train_lightning.py", *DIGITS, "--devices", "2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     (two,) = (tmp_path / "runs").iterdir()
@@ -199,7 +199,7 @@ def test_two_processes_share_every_batch_and_come_close_to_one(digits, tmp_path)
     assert "test_error" in done.stdout and "python train_lightning.py" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", ["--devices 0", "--patience -1", "--num-nodes 0"])
+@pytest.mark.parametrize("arguments", ["--devices 0", "--patience -1"])
 def test_wrong_arguments(arguments, capfd):
     code, error = refused(capfd, script.main, *arguments.split())
     assert code == 2 and arguments.split()[0] in error

@@ -133,14 +133,19 @@ def test_weights_that_are_computed_stay_as_they_are(tmp_path):
 def test_what_is_written_once_a_run(tmp_path):
     """HPARAMS shows five settings of those that differ, by name: behind six augmentations, `norm` was never seen."""
     with closing(Recorder(tmp_path)) as recorder:
-        recorder.settings({"norm": "batch", "noise": 0.3, "rotate": 15.0, "zoom": 0.0}, ("noise", "rotate", "zoom"))
-        recorder.images(torch.rand(3, 5, 8, 8) * 3 - 1)
+        settings = {"norm": "batch", "noise": 0.3, "rotate": 15.0, "zoom": 0.0, "seed": 0}
+        draw = lambda images, generator: 3 * torch.rand(images.shape, generator=generator) - 1  # noqa: E731
+        recorder.introduce(settings, torch.rand(5, 8, 8), draw, ("noise", "rotate", "zoom"))
     reader = events(tmp_path)
     content = reader.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
     shown = parse_session_start_info_plugin_data(content).hparams.items()
-    assert {name: one.string_value for name, one in shown} == {"norm": "batch", "augment": "noise=0.3 rotate=15"}
+    assert {name: one.string_value for name, one in shown} == {
+        "norm": "batch",
+        "seed": "",
+        "augment": "noise=0.3 rotate=15",
+    }
     (picture,) = reader.Images("images/augmented")
-    assert (picture.height, picture.width) == (3 * 10 + 2, 5 * 10 + 2)
+    assert (picture.height, picture.width) == (8 * 10 + 2, 5 * 10 + 2)
 
 
 def test_what_comes_again_replaces_what_was(tmp_path):
@@ -148,7 +153,7 @@ def test_what_comes_again_replaces_what_was(tmp_path):
     for attempt, (first, last) in enumerate(((0, 5), (0, 5), (3, 7), (6, 9))):
         with closing(Recorder(tmp_path, first)) as recorder:
             if first == 0:
-                recorder.settings({"norm": "batch"})
+                recorder.introduce({"norm": "batch"}, torch.rand(1, 8, 8), torch.rand)
             for step in range(first, last):
                 recorder.scalars({"epoch": step, "step": step, "seconds": 0.0, "loss/val": float(attempt)})
     reader = events(tmp_path)
