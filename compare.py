@@ -75,9 +75,7 @@ WEAKENED = dict.fromkeys((*SHAPES, "elastic"), (0.3, 1.1, False)) | dict.fromkey
 TOGETHER = dict.fromkeys((*SHAPES, "elastic"), "geometry") | dict.fromkeys(("l2", "noise"), "l2, noise")
 
 POINTS = 16  # of each method's design; a power of two, for Sobol's balance
-AVERAGED = {PLAIN: (1, 2, 3, 5, 10), "dropout": (1, 5), "everything": (1, 5)}  # of how many networks; some: a sentence
-NETWORKS, AVERAGED_FOLDS = 5, range(3, 8)
-ANNEALED = "one-cycle"  # under which alone networks are averaged, and everything loses a part
+ANNEALED = "one-cycle"  # under which alone everything loses a part
 PUBLISHED = Path(__file__).parent / "figures" / "compare"
 TUNED_FILE = PUBLISHED.parent / "tuning" / "tuned.csv"  # what --tune has found so far, and what is compared
 
@@ -273,22 +271,7 @@ def compare_methods(options: CompareOptions) -> Path:
         for (method, schedule, fold), config in configs.items()
     ]
     report.write_runs(folder, runs)
-    if not options.methods:  # else it is a quick look
-        averaged(folder, configs, options)
     return folder
-
-
-def averaged(folder: Path, configs: dict[tuple[str, str, int], Config], options: CompareOptions) -> None:
-    """Writes ensembles.csv: the error of one network, and of the mean output of several, by method and fold."""
-    keys = [key for key in configs if key[0] in AVERAGED and key[1] == ANNEALED and key[2] in AVERAGED_FOLDS]
-    found = run_plans([plan(configs[key], networks=list(AVERAGED[key[0]])) for key in keys], options)
-    rows = [
-        {"method": method, "schedule": schedule, "fold": fold, "networks": NETWORKS}
-        | {f"error/{name}": over.result[str(k)]["error/test"] for name, k in (("one", 1), ("mean", NETWORKS))}
-        for (method, schedule, fold), over in zip(keys, found, strict=True)
-    ]
-    if rows:  # some of the folds are among those
-        report.write_csv(folder / "ensembles.csv", rows)
 
 
 def command_of(config: Config) -> str:

@@ -21,7 +21,7 @@ import tyro
 import compare
 import data
 import planned
-from compare import AVERAGED, PARTS, tuned_settings
+from compare import PARTS, tuned_settings
 from data import COMPARISON_FOLDS, TUNING_FOLDS
 from planned import BASE, ONE_LOOK, PlannedOptions, dataset_of, plan, run_plans
 from support import cluster, report, shell
@@ -52,8 +52,8 @@ class Sentence(NamedTuple):
     name: str
     claim: str  # in our words
     runs: str  # which ones it is judged on
-    sweeps: Sequence[Sweep]  # none: it is read off the published results of compare.py
-    drawn: Sequence[str]  # columns, a panel each
+    sweeps: Sequence[Sweep] = ()  # none: it is read off the published results of compare.py
+    drawn: Sequence[str] = ()  # columns, a panel each
     x: str = "value"  # column
     log: bool = True  # whether x is logarithmic
     epochs: int = 0  # other than the default
@@ -69,6 +69,7 @@ def spaced(low: float, high: float, steps: int) -> tuple[float, ...]:
 
 
 SCHEDULE = "one-cycle"  # under which what is tuned was tuned: it anneals for every method, and no run ends on a jump
+AVERAGED = {PLAIN: (1, 2, 3, 5, 10), "dropout": (1, 5), "everything": (1, 5)}  # of how many networks
 SHARES, LARGEST = (0.005, 0.01, 0.05, 0.2, 0.5, 0.9), 0.9
 RETUNED_METHODS = (PLAIN, "L2", "dropout", "batch norm", "geometric", "elastic")
 RETUNED_POINTS = 8  # of each one's design, tried anew at the largest fraction
@@ -92,8 +93,8 @@ SENTENCES = (
         + [Sweep(f"{method} (lr 0.001)", *axis, AT_DEFAULT) for method, axis in PENALTIES.items()],
         ("rms", "small", "loss/train", "error/test")),
     Sentence("dropout", "Dropout comes close to averaging several networks that were trained apart, and costs less.",
-        "Both as tuned under one-cycle; of ten and five networks of other seeds, the mean over all groups of so many.",
-        [Sweep(method, "networks", AVERAGED[method], {}, method) for method in (PLAIN, "dropout")],
+        "As tuned under one-cycle, networks of one fold and other seeds; the mean over all groups of so many of them.",
+        [Sweep(method, "networks", many, {}, method) for method, many in AVERAGED.items()],
         ("error/test",), "seconds"),
     Sentence("normalisation", "With centred and reduced inputs of its layers, a network learns faster and more stably.",
         "300 epochs at a constant learning rate, otherwise the class's recipe.",
@@ -106,7 +107,7 @@ SENTENCES = (
         [Sweep(PLAIN, "rotate", (0.0, 5.0, 10.0, 15.0, 30.0, 60.0, 90.0, 180.0), {}, PLAIN)],
         ("error/test", "6 and 9"), log=False),
     Sentence("combination", "Some methods can be combined.",
-        "Those of compare.py, under both schedules, each method as tuned under it.", [], ("effect",), log=False),
+        "Those of compare.py, under both schedules, each method as tuned under it."),
 )  # fmt: skip
 
 PUBLISHED_SENTENCES = Path(__file__).parent / "figures" / "sentences"
@@ -208,39 +209,21 @@ def epochs_to(cost: float, curves: dict[str, list[float]]) -> float | None:
     return float(np.interp(-math.log(cost), -np.log(np.maximum(losses[both], 1e-30)), epochs[both]))
 
 
-def combinations(path: Path) -> list[dict]:
-    """What combinations and their parts change in the plain network's error, from the results.csv of compare.py."""
-    groups, rows = report.grouped(report.read_csv(path, ("schedule",))), []
-    for whole, best, schedule in report.beside_best_part(groups, PARTS):
-        names = {"combination": whole, "best part": best}
-        if len(PARTS[whole]) == 2:
-            (names["other part"],) = set(PARTS[whole]) - {best}
-        for runs in zip(*(groups[name, schedule] for name in (PLAIN, *names.values())), strict=True):
-            plain, *errors = (run["error/test"] for run in runs)
-            effects = {name: error - plain for name, error in zip(names, errors, strict=True)}
-            if "other part" in effects:
-                effects["sum of both"] = effects["best part"] + effects["other part"]
-            row = {"axis": "combination", "schedule": schedule, "fold": runs[0]["fold"]}
-            row |= {"value": f"{whole} ({schedule})"}
-            rows += [{"method": name} | row | {"effect": effect} for name, effect in effects.items()]
-    return rows
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     with shell.errors_in_one_line(data.DataError, RunError, cluster.StudyError, ReportError):
         options = shell.parse(SentencesOptions, argv)
         options = options if options.report else planned.prepared(options)
         folds = [f"folds={options.folds}"] * (options.folds != SentencesOptions.folds)
         folder = PUBLISHED_SENTENCES if options.report else planned.folder_of_choice(options, "sentences", folds)
+        groups, results = {}, compare.PUBLISHED / "results.csv"
+        if results.exists() and (options.report or not planned.choice(options)):
+            groups = report.grouped(report.read_csv(results, ("schedule",)))
         for one in chosen_sentences(options.sentence):
-            path, compared = folder / f"{one.name}.csv", compare.PUBLISHED / "results.csv"
             if one.sweeps and not options.report:
-                report.write_csv(path, rows_of(one, options, folder))
-            elif not one.sweeps and compared.exists() and (options.report or not planned.choice(options)):
-                report.write_csv(path, combinations(compared))
-            elif not one.sweeps:
+                report.write_csv(folder / f"{one.name}.csv", rows_of(one, options, folder))
+            elif not one.sweeps and not groups:
                 print(f"{one.name}: left out; it is read off the published results of compare.py")
-        print("\n".join(write_sentences(folder, SENTENCES)))
+        print("\n".join(write_sentences(folder, SENTENCES, groups, PARTS)))
         if not options.report:
             print(f"\ntables and figures: {folder}")
             print(f"the runs:           tensorboard --logdir {planned.study_folder(options) / 'runs'}")

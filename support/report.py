@@ -1,7 +1,7 @@
 """Tables and figures of a comparison, from the files that it wrote; nothing here trains or chooses.
 
-A folder holds results.csv, a row a run; ensembles.csv, a row a mean of several networks; curves.csv and
-reliability.csv, for two figures; or tuned.csv, a row a point that was tried.
+A folder holds results.csv, a row a run; curves.csv and reliability.csv, for two figures; or tuned.csv, a row a point
+that was tried.
 Errors are fractions in these files, and percent or percentage points in tables and figures.
 """
 
@@ -204,7 +204,6 @@ TUNING_NOTE = (
 )
 BEST_NOTE = "Under the schedule with the lower validation error; medians over the folds. The command runs fold 0."
 COMBINATIONS_NOTE = "Beside the part with the lowest validation error, smaller combinations included; median errors."
-ENSEMBLES_NOTE = "One network (the mean of a fold's) beside the mean of their outputs; over folds, 95 % by Student's t."
 
 
 def method_tables(groups: Groups) -> dict[str, list[str]]:
@@ -279,23 +278,11 @@ def combinations_table(groups: Groups, parts: dict[str, Sequence[str]]) -> list[
     return [*lines, f"{COMBINATIONS_NOTE} {VERDICT_NOTE}"] if lines else []
 
 
-def ensembles_table(rows: Sequence[dict]) -> list[str]:
-    """One network beside the mean of several; `rows` are those of ensembles.csv."""
-    cells = []
-    for method, runs in statistics.by_method(rows).items():
-        one, several = ([run[f"error/{key}"] for run in runs] for key in ("one", "mean"))
-        gain = in_percent(np.subtract(several, one), "+")
-        cells.append([method, str(len(runs)), str(runs[0]["networks"]), in_percent(one), in_percent(several), gain])
-    header = ["method", "folds", "networks", "one network, error in %", "their mean, error in %", "difference"]
-    return markdown_table(header, cells, f"{rows[0]['schedule']} schedule. {ENSEMBLES_NOTE}")
-
-
 def write_report(folder: Path, parts: dict[str, Sequence[str]]) -> list[str]:
     """Writes the tables and figures of `folder`, `parts` being those of combinations; returns the tables' lines."""
     groups = grouped(read_csv(folder / "results.csv", ("schedule", "calibration/test")))
     found = {path.stem: read_csv(path) for path in folder.glob("*.csv")}
     tables = method_tables(groups) | {"costs": costs_table(groups), "combinations": combinations_table(groups, parts)}
-    tables |= {"ensembles": ensembles_table(found["ensembles"])} if "ensembles" in found else {}
     tables = {name: lines for name, lines in tables.items() if lines}
     for name, lines in tables.items():
         write_text(folder / f"{name}.md", "\n".join(lines) + "\n")

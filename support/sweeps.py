@@ -10,7 +10,7 @@ import numpy as np
 
 from support import figures, report
 from support.shell import as_text
-from support.statistics import PLAIN, ReportError, by_method
+from support.statistics import PLAIN, by_method
 from support.verdicts import COST, JUDGES, RETUNED, SMALL, UNDECIDED, by_value, interval
 
 LEAST_FOLDS = 5  # with fewer, an interval may be narrow by luck
@@ -24,7 +24,6 @@ LABELS = {
     "epochs to cost": (f"epochs to a training cost of {COST:g}", 1, "log"),
     "never": (f"share of runs that never come to {COST:g}", 1, "linear"),
     "6 and 9": ("confusions of 6 and 9 in % of the images", 100, "linear"),
-    "effect": ("change of the test error in points", 100, "linear"),
 }
 
 
@@ -43,30 +42,26 @@ def derived(rows: Sequence[dict]) -> list[dict]:
 def draw_sentence(one, rows: Sequence[dict]):
     """A panel for each column that is drawn: means and 95 % intervals over folds, a line a method."""
     parents = list(dict.fromkeys(method.partition(" (")[0] for method in by_method(rows)))
-    names = sorted({row["value"] for row in rows if isinstance(row["value"], str)})  # of combinations
-    figure, axes = figures.panels([LABELS[column][0] for column in one.drawn], 2, 9.2 if names else 4.6, 3.4)
+    figure, axes = figures.panels([LABELS[column][0] for column in one.drawn], 2, 4.6, 3.4)
     for column, axis in zip(one.drawn, axes, strict=True):
         _, factor, scale = LABELS[column]
         axis.set(xscale="log" if one.log else "linear", yscale=scale)
         for number, method in enumerate(by_method(rows)):
             found = {value: interval(folds) for value, folds in by_value(rows, method, column, factor).items()}
-            x = [names.index(value) + 0.1 * number for value in found] if names else list(found)
+            x = list(found)
             if one.x != "value":
                 x = [np.nanmean(folds) for folds in by_value(rows, method, one.x).values()]
             if one.log and x[0] == 0:  # it stands to the left of all others
                 x[0] = x[1] / 3
             y, half = np.array([(value.mean, value.high - value.mean) for value in found.values()]).T
             parent, _, variant = method.partition(" (")
-            style = "o" if names else "o-" if not variant else "o--" if len(x) > 1 else "D"
+            style = "o-" if not variant else "o--" if len(x) > 1 else "D"
             colour = figures.PALETTE[5 * parents.index(parent) % len(figures.PALETTE)]  # unlike that of the next one
             look = {"color": colour, "markersize": 4, "capsize": 2, "linewidth": 1.2}
             label = f"{method}: number of {one.sweeps[number].axis}" if one.x == "seconds" else method
             axis.errorbar(x, y, half, fmt=style, label=label, **look)
             for value, *point in zip(found, x, y, strict=True) if one.x == "seconds" else ():
-                place = {"xytext": (5, -12 if value == 0 else 5), "textcoords": "offset points"}
-                axis.annotate(str(value), point, **place, fontsize=8, color=colour)
-        if names:
-            axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
+                axis.annotate(str(value), point, (5, 5), textcoords="offset points", fontsize=8, color=colour)
         for each, scale_of_it in ((axis.xaxis, axis.get_xscale()), (axis.yaxis, scale)):
             if scale_of_it == "log":
                 figures.plain_ticks(each)
@@ -90,25 +85,31 @@ def sweep_table(one, rows: Sequence[dict]) -> list[str]:
     return report.markdown_table(["method", "value", *(LABELS[column][0] for column in one.drawn)], cells)
 
 
-def write_sentences(folder: Path, sentences: Sequence) -> list[str]:
-    """Writes what follows from the CSV files of `sentences` (sentences.Sentence) in `folder`; returns the verdicts."""
+def write_sentences(folder: Path, sentences: Sequence, groups: report.Groups, parts: dict) -> list[str]:
+    """Writes what follows from the CSV files of `sentences` (sentences.Sentence) in `folder`; returns the verdicts.
+
+    The one without sweeps follows from `groups`, the runs of compare.py, if there are any, and `parts` of combinations.
+    """
     cells = []
     for number, one in enumerate(sentences, start=1):
         path = folder / f"{one.name}.csv"
-        if not path.exists():
+        if one.sweeps and path.exists():
+            rows = derived(report.read_csv(path, ("schedule",)))
+            folds, table = len({row["fold"] for row in rows}), sweep_table(one, rows)
+            with figures.reproducible_figures():
+                figures.save_figure(draw_sentence(one, rows), folder / one.name)
+        elif not one.sweeps and groups:
+            rows = report.compare_pairs(groups, report.beside_best_part(groups, parts))
+            folds, table = max(map(len, groups.values())), report.combinations_table(groups, parts)
+        else:
             continue
-        rows = derived(report.read_csv(path))
-        if "schedule" not in rows[0]:
-            raise ReportError(f"{path}: is of an earlier version; write it again with sentences.py")
         word, evidence = JUDGES[one.name](rows)
-        word = word if len({row["fold"] for row in rows}) >= LEAST_FOLDS else f"{UNDECIDED}: too few folds"
+        word = word if folds >= LEAST_FOLDS else f"{UNDECIDED}: too few folds"
         rule, before = " ".join(JUDGES[one.name].__doc__.split()).split(" Before: ")
         said = f"It {'is ' * word.startswith(UNDECIDED)}{word}."
         lines = [f"**{one.claim}** {said}", "", *(f"- {text}" for text in evidence), "", f"Runs: {one.runs}", ""]
-        lines += [f"Rule: {rule}", "", f"Changed after numbers were seen; before: {before}", ""]
-        report.write_text(folder / f"{one.name}.md", "\n".join([*lines, *sweep_table(one, rows)]) + "\n")
-        with figures.reproducible_figures():
-            figures.save_figure(draw_sentence(one, rows), folder / one.name)
+        lines += [f"Rule: {rule}", "", f"Changed after numbers were seen; before: {before}", "", *table]
+        report.write_text(folder / f"{one.name}.md", "\n".join(lines) + "\n")
         cells.append([f"{one.name} ({number})", one.claim, word])
     note = "Undecided: neither shown nor excluded by these runs. The rules stand in each sentence's file."
     lines = report.markdown_table(["sentence", "claim", "verdict"], cells, note)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from support.statistics import MARGIN, PLAIN, by_method, mean_and_interval, paired_differences, tested
+from support.statistics import MARGIN, PLAIN, Difference, by_method, mean_and_interval
 
 HOLDS, HOLDS_NOT, UNDECIDED = "holds", "does not hold", "undecided"
 RETUNED = " (retuned)"  # ends the name of a line whose settings were tuned at the largest fraction
@@ -114,6 +114,10 @@ def judge_dropout(rows: Sequence[dict]) -> tuple[str, list[str]]:
     numbers = [f"dropout beside the mean of {count} plain: {found} points" for count, found in beside.items()]
     time = by_value(rows, "dropout", "seconds")[1].mean() / by_value(rows, PLAIN, "seconds")[1].mean()
     numbers.append(takes := f"it takes the time of {time:.1f} networks")
+    for method in by_method(rows):
+        errors = by_value(rows, method, "error/test", 100)
+        several = max(errors)
+        numbers.append(f"{method}: mean of {several} beside one: {interval(errors[several] - errors[1])} points")
     return overall({"": falls(beside[2], 0)}, [takes] * bool(time >= 2)), numbers
 
 
@@ -172,17 +176,16 @@ def judge_rotation(rows: Sequence[dict]) -> tuple[str, list[str]]:
     return overall({"": falls(beside[best], POINTS)}, remarks), numbers
 
 
-def judge_combination(rows: Sequence[dict]) -> tuple[str, list[str]]:
+def judge_combination(found: dict[tuple[str, str, str], Difference]) -> tuple[str, list[str]]:
     """A combination beside its best part, by the signed-rank test of compare's tables, adjusted for their number
     (Holm): holds for the better ones, does not for those equal or worse.
     Before: what was undecided counted as no gain, and schedules were mixed; it held for three of six."""
-    effects, other = (by_value(rows, method, "effect") for method in ("combination", "best part"))
-    found = tested([paired_differences(effects[name], other[name]) for name in other])
     parts, numbers = {}, []
-    for name, one in zip(other, found, strict=True):
+    for (name, part, schedule), one in found.items():
         points = Interval(*(100 * x for x in (one.low, one.estimate, one.high)))
-        numbers.append(f"{name}: {points} points beside the best part, {one.verdict}")
-        parts[name] = HOLDS if "better" in one.verdict else UNDECIDED if UNDECIDED in one.verdict else HOLDS_NOT
+        numbers.append(f"{name} beside {part}, {schedule}: {points} points, {one.verdict}")
+        word = HOLDS if "better" in one.verdict else UNDECIDED if UNDECIDED in one.verdict else HOLDS_NOT
+        parts[f"{name} ({schedule})"] = word
     return overall(parts), numbers
 
 

@@ -270,19 +270,15 @@ def test_methods_are_paired_and_none_is_run_twice(published, inline, undrawn, tm
 
 def test_a_whole_comparison_and_a_quick_look_beside_it(published, inline, undrawn, monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "METHODS", {name: METHODS[name] for name in (RECIPE, PLAIN, "dropout")})
-    monkeypatch.setattr(compare, "NETWORKS", 2)
-    monkeypatch.setattr(compare, "AVERAGED", {PLAIN: (1, 2), "dropout": (1, 2)})
     whole = run(tmp_path, "--folds", "2")
     before = contents(whole)
-    assert {"ensembles.csv", "ensembles.md"} < {path.name for path in before}
-    assert len(inline) == 12 + 4, "methods and ensembles"
-    assert {row["schedule"] for row in report.read_csv(whole / "ensembles.csv")} == {"one-cycle"}
+    assert len(inline) == 12
     recipe = [command for method, command in table(whole, "method", "command") if method == RECIPE]
     assert recipe[0] == "python train.py --data digits --epochs 4" and recipe[-1] == recipe[0].replace(
         "--epochs 4", "--epochs 4 --schedule one-cycle"
     )
     quick = run(tmp_path, "--folds", "2", "--methods", PLAIN, epochs=2)
-    assert len(inline) == 20, "and no ensembles"
+    assert len(inline) == 16
     assert contents(whole) == before and quick != whole and (quick / "results.csv").exists()
 
 

@@ -57,10 +57,6 @@ def write_comparison(folder, names=(PLAIN, "L2", "dropout", "dropout + L2", "eve
     for (number, method), schedule, fold in itertools.product(enumerate(names), SCHEDULES, folds):
         runs.append(planned_run(method, schedule, fold, 0.08 - 0.01 * number + 0.002 * rng.normal()))
     report.write_runs(folder, runs)
-    one = {"schedule": "one-cycle", "networks": 5, "error/mean": 0.06}
-    fives = itertools.product(names[:2], range(3, 8))
-    ensembles = [one | {"method": method, "fold": fold, "error/one": 0.07 + 0.001 * fold} for method, fold in fives]
-    report.write_csv(folder / "ensembles.csv", ensembles)
     tuned, one = [], {"settings": {"lr": 0.001}, "border": "lr", "processors": ["A", "A"]}
     for method, schedule, trial in itertools.product(names[:3], SCHEDULES, range(18)):
         point = one | {
@@ -281,11 +277,10 @@ def test_a_report(tmp_path):
     given = {path.name for path in tmp_path.iterdir()}
     lines = report.write_report(tmp_path, PARTS)
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name not in given}
-    tables = ("methods", "tests", "best", "costs", "combinations", "ensembles")
+    tables = ("methods", "tests", "best", "costs", "combinations")
     assert set(written) == {f"{name}.md" for name in tables} | {"methods.png", "curves.png", "reliability.png"}
     assert all(content.startswith(b"\x89PNG") for name, content in written.items() if name.endswith(".png"))
     assert "nan" not in "\n".join(lines) and "8 folds from 3 to 10" in written["methods.md"].decode()
-    assert cells(written["ensembles.md"].decode().splitlines(), "L2")["difference"] == "-1.50 ± 0.20"
 
 
 def test_a_report_of_results_alone_on_one_fold(tmp_path):

@@ -33,7 +33,8 @@ def tuned(methods, schedule):
     """As compare.tuned_settings, without a file."""
     found = {}
     for method in methods:
-        found[method] = {name: TUNED.get(name, to) for name, to in compare.METHODS[method].items()}
+        settings = compare.METHODS[method]
+        found[method] = {name: TUNED.get(name, 0.1) if to is None else to for name, to in settings.items()}
         found[method] |= {"lr": 2e-3, "schedule": schedule}
     return found
 
@@ -162,12 +163,10 @@ def test_combinations_are_read_off_the_results_of_compare(monkeypatch, tmp_path,
         for schedule, (m, e), fold in itertools.product(("constant", "one-cycle"), errors.items(), range(3, 10))
     ]
     report.write_csv(tmp_path / "results.csv", rows)
-    found = [row for row in sentences.combinations(tmp_path / "results.csv") if row["fold"] == 4]
-    assert {row["value"] for row in found} == {"dropout + L2 (constant)", "dropout + L2 (one-cycle)"}
-    expected = {"best part": -0.01, "other part": -0.005, "sum of both": -0.015, "combination": -0.02}
-    assert {row["method"]: row["effect"] for row in found} == pytest.approx(expected)
     (tmp_path / "own").mkdir()
-    assert "combination.md" in report_on(monkeypatch, tmp_path / "own", results=tmp_path)
+    text = report_on(monkeypatch, tmp_path / "own", results=tmp_path)["combination.md"]
+    for schedule in ("constant", "one-cycle"):
+        assert f"- dropout + L2 beside dropout, {schedule}: -1.00 [" in text
     assert "| combination (7) | holds " in capsys.readouterr().out
 
     launch(tmp_path / "studies", "combination")  # on other data than the published results are of
@@ -181,7 +180,7 @@ def test_the_published_tables_follow_from_the_published_files(monkeypatch, tmp_p
     if "schedule" in report.read_csv(tmp_path / "copy" / "fraction.csv")[0]:
         assert report_on(monkeypatch, tmp_path / "copy") == before and len(before) > 7
     else:
-        with pytest.raises(SystemExit, match=r"fraction\.csv: is of an earlier version"):
+        with pytest.raises(SystemExit, match=r"has no column schedule"):
             report_on(monkeypatch, tmp_path / "copy")
 
 
