@@ -276,7 +276,7 @@ def train(
 
     with run.machine(config), run.RunFolder(Path(folder), run.identity_of(config, dataset, model)) as opened:
         if opened.result:
-            return opened.result | {"folder": str(folder)}
+            return opened.result
         run.check_batches(config, sizes["train"])
         progress = opened.go_on(state, streams)
         rows, since = progress.rows, time.perf_counter() - progress.seconds
@@ -338,8 +338,7 @@ def train(
         finally:
             recorder.close()
         end = {"status": status, "step": step, "best": best(rows), "last": rows[-1]}
-        end |= {"seconds": time.perf_counter() - since}
-        return opened.finish(run.outcome(config, dataset, model, sizes, device, **end)) | {"folder": str(folder)}
+        return opened.finish(dataset, sizes, device, **end, seconds=time.perf_counter() - since)
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

@@ -249,7 +249,7 @@ def train_lightning(config: Config, folder: str | Path, quiet: bool = False, dev
     opened = run.RunFolder(Path(folder), module.identity)
     with run.machine(config), opened if first else contextlib.nullcontext(opened.read()):
         if opened.result:
-            return opened.result | {"folder": str(folder)}
+            return opened.result
         last = opened.path / "last.pt"
         saved = run.read_checkpoint(last, module.identity) if last.exists() else {"global_step": 0}
         if "global_step" not in saved:
@@ -275,8 +275,7 @@ def train_lightning(config: Config, folder: str | Path, quiet: bool = False, dev
         if not first:
             sys.exit()
         end |= {"best": train.best(module.rows), "last": module.rows[-1], "seconds": time.perf_counter() - module.since}
-        result = run.outcome(config, dataset, module.model, datamodule.sizes, device, **end)
-        return opened.finish(result) | {"folder": str(folder)}
+        return opened.finish(dataset, datamodule.sizes, device, **end)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -109,10 +109,14 @@ def write_tuned(path: Path, rows: Sequence[dict], settings: Sequence[str], folds
 
 def grouped(rows: Sequence[dict]) -> Groups:
     """The rows of results.csv; ReportError where methods ran on different folds."""
-    found = {}
-    for schedule in dict.fromkeys(row["schedule"] for row in rows):
-        groups = statistics.runs_by_method(row for row in rows if row["schedule"] == schedule)
-        found |= {(method, schedule): runs for method, runs in groups.items()}
+    found: Groups = {}
+    for row in sorted(rows, key=lambda row: row["fold"]):
+        found.setdefault((row["method"], row["schedule"]), []).append(row)
+    folds = sorted({row["fold"] for row in rows})
+    for (method, _), runs in found.items():
+        if (own := [run["fold"] for run in runs]) != folds:
+            ran, every = (", ".join(map(str, some)) for some in (own, folds))
+            raise ReportError(f"{method!r} ran on the folds {ran}, others on {every}: run the command again")
     return found
 
 

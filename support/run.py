@@ -13,6 +13,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import platform
 import re
 import shlex
@@ -175,7 +176,7 @@ class RunFolder:
         if result.exists():
             found = read_json(result)
             check_identity(result, found.pop("identity", None), self.identity)
-            self.result = found
+            self.result = found | {"folder": str(self.path)}
 
     def write_rows(self, rows: list[Row]) -> None:
         with replacing(self.path / "metrics.csv") as beside, beside.open("w", newline="") as file:
@@ -207,10 +208,15 @@ class RunFolder:
         except (KeyError, TypeError, ValueError, RuntimeError):
             raise RunError(f"{path}: no checkpoint of this script; go on with the one that wrote it") from None
 
-    def finish(self, result: dict) -> dict:
-        """Writes result.json: the run is over."""
+    def finish(self, dataset, sizes: Mapping[str, int], device: torch.device, **end) -> dict:
+        """Writes result.json: how the run ended (status, step, best, last, seconds), what was trained, and on what."""
+        result = end | {"data": dataset.name, "fold": self.identity["fold"], "seed": self.identity["seed"]}
+        parameters = sum(math.prod(shape) for shape in self.identity["network"].values())
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+        result |= {"sizes": sizes, "parameters": parameters, "versions": versions, "device": name}
         write_json(self.path / "result.json", result | {"identity": self.identity})
-        return result
+        return result | {"folder": str(self.path)}
 
 
 def new_folder(runs_dir: str, name: str, settings: str) -> Path:
@@ -271,18 +277,6 @@ def check_batches(config, images: int) -> None:
         )
 
 
-def count_parameters(model: nn.Module) -> int:
-    return sum(weights.numel() for weights in model.parameters())
-
-
-def outcome(config, dataset, model: nn.Module, sizes: Mapping, device: torch.device, **end) -> dict:
-    """What a run returns: how it ended (status, step, best, last, seconds), what was trained, and on what."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    result = {"data": dataset.name, "fold": config.fold, "seed": config.seed, "sizes": sizes}
-    return end | result | {"parameters": count_parameters(model), "versions": versions, "device": name}
-
-
 def processor() -> str:
     """The CPU's name; on Linux with family and model, for a cloud's CPUs may all be called alike."""
     info = Path("/proc/cpuinfo")
@@ -321,7 +315,7 @@ def announce(config, dataset, model: nn.Module, sizes: Mapping[str, int]) -> Non
     """What is about to run, and the priors that its penalties are."""
     warn(dataset)
     images = ", ".join(f"{count} {split}" for split, count in sizes.items())
-    parameters = count_parameters(model)
+    parameters = sum(weights.numel() for weights in model.parameters())
     print(f"{dataset.name}, fold {config.fold}: {images}; {parameters} parameters, on {config.device}")
     if config.l1:
         print(f"l1 {config.l1:g} is a Laplace prior of scale b = {laplace_scale(config.l1, sizes['train']):.4g}")

@@ -68,16 +68,11 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def given_flags(argv: Sequence[str]) -> list[str]:
-    """The options named in `argv`, as `flag` spells them."""
-    return [word.split("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
-
-
 def parse(options: type, argv: Sequence[str] | None = None):
     """An instance of the dataclass `options` from the command line; tyro says what is wrong, with exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
-    given = given_flags(words)  # three mistakes follow of which tyro cannot say what to write instead
-    for word in words:
+    given = [word.split("=")[0].replace("_", "-") for word in words if word.startswith("--")]
+    for word in words:  # three mistakes follow of which tyro cannot say what to write instead
         if word.startswith(LONG_DASHES):
             wrong_arguments(f"{word}: begins with a long dash; write --{word.lstrip(''.join(LONG_DASHES))}")
     if twice := [name for name in given if given.count(name) > 1]:

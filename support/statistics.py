@@ -30,17 +30,6 @@ def by_method(rows: Iterable[dict]) -> dict[str, list[dict]]:
     return found
 
 
-def runs_by_method(rows: Iterable[dict]) -> dict[str, list[dict]]:
-    """The `rows` of a method, of results under one schedule, in the order of their folds, the same for all methods."""
-    found = {method: sorted(runs, key=lambda run: run["fold"]) for method, runs in by_method(rows).items()}
-    folds = sorted({run["fold"] for runs in found.values() for run in runs})
-    for method, runs in found.items():
-        if [run["fold"] for run in runs] != folds:
-            own, every = (", ".join(map(str, some)) for some in ([run["fold"] for run in runs], folds))
-            raise ReportError(f"{method!r} ran on the folds {own}, others on {every}: run the command again")
-    return found
-
-
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean of `values` and half the width of its 95 % interval, by Student's t; the half is nan for a single value."""
     n = len(values)

@@ -3,6 +3,7 @@
 import errno
 import json
 import time
+from types import SimpleNamespace
 
 import filelock
 import pytest
@@ -13,8 +14,12 @@ from torch import nn
 from support.run import Progress, RunError, RunFolder, new_folder, read_checkpoint, read_json, read_rows, run_name
 from train import Config
 
-IDENTITY = {"lr": 0.1, "hidden": [3, 2], "data_sha256": "abc", "network": {"0.weight": [3, 4]}}
-RESULT = {"status": "finished", "step": 7}
+IDENTITY = {"lr": 0.1, "fold": 3, "seed": 5, "hidden": [3, 2], "data_sha256": "abc", "network": {"0.weight": [3, 4]}}
+
+
+def finish(folder):
+    sizes = {"train": 10, "val": 190}
+    return folder.finish(SimpleNamespace(name="toy"), sizes, torch.device("cpu"), status="finished", step=7)
 
 
 def row(epoch, **more):
@@ -48,16 +53,18 @@ def test_a_run_is_begun_gone_on_with_and_over(tmp_path):
         with RunFolder(path, IDENTITY) as folder:
             assert folder.result is None and json.loads((path / "config.json").read_text()) == IDENTITY
     with RunFolder(path, IDENTITY) as folder:
-        assert folder.finish(RESULT) == RESULT
+        result = finish(folder)
+        told = {"status": "finished", "step": 7, "data": "toy", "fold": 3, "seed": 5, "parameters": 12}
+        assert told.items() < result.items() and result["folder"] == str(path)
     with RunFolder(path, IDENTITY) as folder:
-        assert folder.result == RESULT
+        assert folder.result == result
 
 
 @pytest.mark.parametrize("over", [False, True])
 def test_another_run_is_refused_and_told_what_differs(over, tmp_path):
     with RunFolder(tmp_path, IDENTITY) as folder:
         if over:
-            folder.finish(RESULT)
+            finish(folder)
     before = contents(tmp_path)
     for change, words in (
         ({"lr": 0.2}, "lr 0.1, not 0.2; it goes on under its own settings; else take another --name"),
@@ -94,14 +101,14 @@ NO_LOCKS = {NotImplementedError(): "has no locks", OSError(errno.EROFS, "Read-on
 @pytest.mark.parametrize("error", NO_LOCKS)
 def test_where_nothing_can_be_locked_or_written_a_finished_run_is_read(error, tmp_path, monkeypatch):
     with RunFolder(tmp_path / "over", IDENTITY) as folder:
-        folder.finish(RESULT)
+        result = finish(folder)
 
     def acquire(*_, **__):
         raise error
 
     monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     with RunFolder(tmp_path / "over", IDENTITY) as folder:
-        assert folder.result == RESULT
+        assert folder.result == result
     words = rf"cannot be used \(.*{NO_LOCKS[error]}.*\); choose another --runs-dir"
     with pytest.raises(RunError, match=words), RunFolder(tmp_path / "new", IDENTITY):
         pytest.fail("was let in")
