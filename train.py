@@ -159,13 +159,6 @@ class Diverged(Exception):
     """The cost became infinite or NaN; the argument is after how many updates."""
 
 
-def check_finite(losses: Sequence[torch.Tensor], step: int) -> None:
-    """Raises Diverged if one of `losses`, the costs of the updates that follow `step`, is infinite or NaN."""
-    finite = torch.stack(list(losses)).isfinite()  # once an epoch: to read a cost is to wait for the device
-    if not finite.all():
-        raise Diverged(step + int(finite.int().argmin()))
-
-
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 EVALUATION_BATCH = 1000  # images: as many as fit into a core's cache
@@ -329,7 +322,9 @@ def train(
                         optimizer.zero_grad()
                         scheduler.step()
                         losses.append(loss.detach())
-                    check_finite(losses, step)
+                    finite = torch.stack(losses).isfinite()  # once an epoch: to read a cost is to wait for the device
+                    if not finite.all():
+                        raise Diverged(step + int(finite.int().argmin()))
                     bar.update()
         except Diverged as diverged:
             if not rows:

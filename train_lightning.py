@@ -97,7 +97,6 @@ class LitMLP(LightningModule):
         self.model = train.build_model(config, dataset)
         self.identity = run.identity_of(config, dataset, self.model)
         self.rows, self.scores = [], {}  # measurements; of the last evaluation, by split
-        self.losses = []  # of this epoch's updates
         self.since = time.perf_counter()  # when the run began
 
     @property
@@ -123,19 +122,15 @@ class LitMLP(LightningModule):
         images, labels = batch
         return train.objective(self.model, images, labels, self.config)
 
-    def on_train_batch_end(self, outputs, batch, batch_idx):
-        """Instead of `losses.append(...)` and `check_finite(...)`."""
-        self.losses.append(outputs["loss"])
-        if self.trainer.is_last_batch:  # `on_train_epoch_end` comes after the validation
-            losses, self.losses = self.trainer.strategy.reduce(torch.stack(self.losses)), []  # all ranks stop together
-            train.check_finite(losses, self.global_step - len(losses))
-
     def validation_step(self, batch, batch_idx, dataloader_idx):
         """Instead of `scores = ...`."""
         self.scores[data.SPLITS[dataloader_idx]] = train.evaluate(self.model, *batch)
 
     def on_validation_epoch_end(self):
-        """Instead of `row = ...` to `rows = ...`; `log_dict` writes to TensorBoard and feeds the callbacks."""
+        """Instead of `row = ...` to `rows = ...`; `log_dict` writes to TensorBoard and feeds the callbacks.
+
+        A training cost that became infinite shows here, not at its update.
+        """
         row = {"epoch": self.trained, "step": self.global_step, "lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
         untrained = self.rows[0] if self.rows else None
         row |= train.measurement(self.model, self.scores, self.config, self.dataset.classes, untrained)
