@@ -119,10 +119,8 @@ def attached(ink: np.ndarray, levels: int = 24) -> np.ndarray:
     found, edge = np.zeros_like(ink), np.ones(ink.shape, bool)
     edge[1:-1, 1:-1] = False
     for level in np.linspace(0, ink.max(), levels + 1)[1:]:
-        labels, count = ndimage.label(ink >= level, EIGHT)
-        touching = np.zeros(count + 1, bool)
-        touching[labels[edge]] = True
-        found[touching[labels] & (labels > 0)] = level + ink.max() / levels
+        mask = ink >= level
+        found[ndimage.binary_propagation(edge & mask, EIGHT, mask)] = level + ink.max() / levels
     return np.minimum(found, ink)
 
 
