@@ -29,10 +29,12 @@ from support.run import RunError
 from support.space import SPACE
 from support.statistics import PLAIN, ReportError
 from support.sweeps import write_sentences
-from support.verdicts import COST, RETUNED
+from support.verdicts import CONSTANT, COST, RETUNED
 from train import Config
 
 # --- the sentences ---------------------------------------------------------------------------------------------------
+
+SCHEDULE = "one-cycle"  # it anneals for every method, and no run ends on a jump
 
 
 class Sweep(NamedTuple):
@@ -45,7 +47,8 @@ class Sweep(NamedTuple):
     axis: str
     values: tuple
     settings: dict  # what differs from the defaults of Config, or from what was tuned
-    tuned: str = ""  # method of compare.py whose settings hold, as tuned under SCHEDULE
+    tuned: str = ""  # method of compare.py whose settings hold, as tuned
+    schedule: str = SCHEDULE  # under which it was tuned
 
 
 class Sentence(NamedTuple):
@@ -68,7 +71,6 @@ def spaced(low: float, high: float, steps: int) -> tuple[float, ...]:
     return tuple(float(f"{value:.3g}") for value in np.geomspace(low, high, steps))
 
 
-SCHEDULE = "one-cycle"  # under which what is tuned was tuned: it anneals for every method, and no run ends on a jump
 AVERAGED = {PLAIN: (1, 2, 3, 5, 10), "dropout": (1, 5), "everything": (1, 5)}  # of how many networks
 SHARES, LARGEST = (0.005, 0.01, 0.05, 0.2, 0.5, 0.9), 0.9
 RETUNED_METHODS = (PLAIN, "L2", "dropout", "batch norm", "geometric", "elastic")
@@ -93,8 +95,9 @@ SENTENCES = (
         + [Sweep(f"{method} (lr 0.001)", *axis, AT_DEFAULT) for method, axis in PENALTIES.items()],
         ("rms", "small", "loss/train", "error/test")),
     Sentence("dropout", "Dropout comes close to averaging several networks that were trained apart, and costs less.",
-        "As tuned under one-cycle, networks of one fold and other seeds; the mean over all groups of so many of them.",
-        [Sweep(method, "networks", many, {}, method) for method, many in AVERAGED.items()],
+        "As tuned under each schedule, networks of one fold and other seeds; mean over all groups of so many of them.",
+        [Sweep(method, "networks", many, {}, method) for method, many in AVERAGED.items()]
+        + [Sweep(one + CONSTANT, "networks", AVERAGED[one], {}, one, "constant") for one in (PLAIN, "dropout")],
         ("error/test",), "seconds"),
     Sentence("normalisation", "With centred and reduced inputs of its layers, a network learns faster and more stably.",
         "300 epochs at a constant learning rate, otherwise the class's recipe.",
@@ -173,7 +176,7 @@ def rows_of(one: Sentence, options: SentencesOptions, folder: Path) -> list[dict
     if any(sweep.method.endswith(RETUNED) for sweep in one.sweeps):
         optima = retuned(options, folder / f"{one.name}-tuned.csv")
     for sweep in one.sweeps:
-        tuned = tuned_settings([sweep.tuned], SCHEDULE)[sweep.tuned] if sweep.tuned else {}
+        tuned = tuned_settings([sweep.tuned], sweep.schedule)[sweep.tuned] if sweep.tuned else {}
         tuned = optima[sweep.tuned] if sweep.method.endswith(RETUNED) else tuned
         base = replace(options.config, **(tuned | sweep.settings))
         kind = {sweep.axis: list(sweep.values)} if sweep.axis == "networks" else {}

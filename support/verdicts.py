@@ -16,6 +16,7 @@ from support.statistics import MARGIN, PLAIN, Difference, by_method, mean_and_in
 
 HOLDS, HOLDS_NOT, UNDECIDED = "holds", "does not hold", "undecided"
 RETUNED = " (retuned)"  # ends the name of a line whose settings were tuned at the largest fraction
+CONSTANT = " (constant)"  # ends the name of a line that was tuned at a constant learning rate, not under one-cycle
 COST = 0.1  # training cost, in nats, to which fast learning comes soon
 SMALL = 1e-3  # absolute value of a weight that is as good as 0
 TENTH, POINTS = 0.1, 100 * MARGIN  # the least fall that is relevant, of a ratio and in points
@@ -106,19 +107,22 @@ def judge_lambda(rows: Sequence[dict]) -> tuple[str, list[str]]:
 
 
 def judge_dropout(rows: Sequence[dict]) -> tuple[str, list[str]]:
-    """Dropout's test error less that of two plain networks' mean output, under one schedule: holds below 0, does not
+    """Dropout's test error less that of two plain networks' mean output, under each schedule: holds below 0, does not
     above 0; with a condition if dropout takes the time of two or more.
-    Before: how many networks equal it, read off a curve, was to be 2 or more, under several schedules; it held."""
-    plain, dropout = (by_value(rows, method, "error/test", 100) for method in (PLAIN, "dropout"))
-    beside = {count: interval(dropout[1] - errors) for count, errors in plain.items()}
-    numbers = [f"dropout beside the mean of {count} plain: {found} points" for count, found in beside.items()]
+    Before: how many networks equal it, read off a curve, was to be 2 or more, with schedules mixed; it held."""
+    parts, numbers = {}, []
+    for schedule, line in (("one-cycle", ""), ("constant", CONSTANT)):
+        plain, dropout = (by_value(rows, method + line, "error/test", 100) for method in (PLAIN, "dropout"))
+        beside = {count: interval(dropout[1] - errors) for count, errors in plain.items()}
+        numbers += [f"{schedule}: dropout beside the mean of {n} plain: {found} points" for n, found in beside.items()]
+        parts[schedule] = falls(beside[2], 0)
     time = by_value(rows, "dropout", "seconds")[1].mean() / by_value(rows, PLAIN, "seconds")[1].mean()
     numbers.append(takes := f"it takes the time of {time:.1f} networks")
     for method in by_method(rows):
         errors = by_value(rows, method, "error/test", 100)
         several = max(errors)
         numbers.append(f"{method}: mean of {several} beside one: {interval(errors[several] - errors[1])} points")
-    return overall({"": falls(beside[2], 0)}, [takes] * bool(time >= 2)), numbers
+    return overall(parts, [takes] * bool(time >= 2)), numbers
 
 
 def judge_normalisation(rows: Sequence[dict]) -> tuple[str, list[str]]:

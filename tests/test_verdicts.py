@@ -5,7 +5,7 @@ import pytest
 
 from support import statistics
 from support.statistics import PLAIN
-from support.verdicts import HOLDS, HOLDS_NOT, JUDGES, RETUNED, UNDECIDED
+from support.verdicts import CONSTANT, HOLDS, HOLDS_NOT, JUDGES, RETUNED, UNDECIDED
 
 BUT = "holds with a condition: "
 
@@ -38,9 +38,11 @@ def strengths(l1, l2, **more):
     return made_up({m: dict(zip(steps, one, strict=True)) for m, one in (("L1", l1), ("L2", l2))}, "rms", **more)
 
 
-def dropout(error, seconds=15.0, **more):
-    rows = made_up({PLAIN: {1: 0.07, 2: 0.065, 5: 0.06}}, seconds=10.0, **more)
-    return rows + made_up({"dropout": {1: error}}, seconds=seconds, **more)
+def dropout(error, constant=None, seconds=15.0):
+    plain, rows = {1: 0.07, 2: 0.065, 5: 0.06}, []
+    for line, one in (("", error), (CONSTANT, constant or error)):
+        rows += made_up({PLAIN + line: plain}, seconds=10.0) + made_up({"dropout" + line: {1: one}}, seconds=seconds)
+    return rows
 
 
 def normalisation(*epochs):
@@ -81,6 +83,7 @@ CASES = [
     (UNDECIDED, "lambda", strengths(FLAT, FLAT, noise=0.1)),
     (HOLDS, "dropout", dropout(0.062)),
     (HOLDS_NOT, "dropout", dropout(0.068)),
+    (BUT + "only one-cycle; not constant", "dropout", dropout(0.062, constant=0.068)),
     (BUT + "it takes the time of 6.0 networks", "dropout", dropout(0.062, seconds=60.0)),
     (HOLDS, "normalisation", normalisation(10, 20, 30, 40)),
     (HOLDS_NOT, "normalisation", normalisation(150, 0, 0, 0)),
@@ -113,7 +116,7 @@ def test_verdict(word, name, rows):
 NUMBERS = [
     ("fraction", fraction((0.06, 0.05), (0.01, 0.02)), "L2 (retuned): ratio 0.5 ["),
     ("lambda", strengths(FALLING, RISING), "L1: correlation -1.00 [-1.00, -1.00], rms times 0.8 ["),
-    ("dropout", dropout(0.062), "dropout beside the mean of 2 plain: -0.3"),
+    ("dropout", dropout(0.062), "one-cycle: dropout beside the mean of 2 plain: -0.3"),
     ("normalisation", normalisation(10, 20, 30, 40), "batch norm beside none: epochs times 0.1 ["),
     ("rotation", rotation(0.04, 0.09, 3e-3), "180 beside 15: +5.00 ["),
     ("combination", combination(-0.02, -0.03), "A + B beside A, constant: -2.00 ["),
