@@ -261,7 +261,7 @@ def compare_methods(options: CompareOptions) -> Path:
                 settings[f"everything{WITHOUT}{part}"] = settings["everything"] | off
         for method, fold in itertools.product(settings, COMPARISON_FOLDS[: options.folds]):
             configs[method, schedule, fold] = replace(options.config, **settings[method], fold=fold, seed=fold)
-    order = sorted(configs, key=lambda key: key[-1])  # fold after fold: a look in the middle compares all methods
+    order = sorted(configs, key=lambda key: (WITHOUT in key[0], key[-1]))  # fold after fold; what is no method, last
     found = dict(zip(order, run_plans([plan(configs[key]) for key in order], options), strict=True))
     folder = results_folder(options)
     runs = [
