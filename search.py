@@ -51,7 +51,6 @@ class SearchOptions:
     scheduler: str = ""  # such as tcp://host:8786, to use the machines that run `dask worker` instead
     storage: str = field(default="", repr=False)  # Optuna's URL of a database; by default a journal in the folder
     studies_dir: Folder = "studies"  # the study is kept in search/<study> in there
-    folds_per_trial: Annotated[int, between(1, len(TUNING_FOLDS))] = 1  # the cost of a trial is the mean over them
     prune: bool = True  # stop hopeless trials early
     confirm: Annotated[int, between(0, len(COMPARISON_FOLDS))] = 0  # run the best on so many other folds
 
@@ -65,8 +64,8 @@ class SearchOptions:
             for setting in GEOMETRY if name == "geometry" else [name]:
                 if (value := getattr(self.config, setting)) != getattr(Config, setting):
                     raise ValueError(f"{flag(setting)} {as_text(value)}: {name} is to be searched; drop one of the two")
-        if self.config.fold:
-            raise ValueError(f"--fold {self.config.fold}: a search runs on the folds {TUNING_FOLDS}; drop --fold")
+        if self.config.fold not in TUNING_FOLDS:
+            raise ValueError(f"--fold {self.config.fold}: allowed for a search are {TUNING_FOLDS}; the others confirm")
 
     @property
     def searched(self) -> list[str]:
@@ -101,26 +100,21 @@ def suggest(trial: optuna.Trial | FixedTrial, fixed: Config, searched: Collectio
 
 
 def objective(trial: optuna.Trial, folder: Path, options: SearchOptions) -> float:
-    """Trains one trial: the mean over its folds of the lowest validation cost. The test set is not even read."""
+    """Trains one trial: its lowest validation cost. The test set is not even read."""
     config = suggest(trial, options.config, options.searched)
-    found: list[dict] = []  # the best measurement on each fold
 
     def report_cost(row: dict, best: dict) -> None:
-        so_far = [one["loss/val"] for one in (*found, best)]
-        trial.report(sum(so_far) / len(so_far), len(found) * (config.epochs + 1) + row["epoch"])
+        trial.report(best["loss/val"], row["epoch"])
         if options.prune and trial.should_prune():
-            (place / "last.pt").unlink(missing_ok=True)  # nobody goes on with it
+            (folder / "last.pt").unlink(missing_ok=True)  # nobody goes on with it
             raise optuna.TrialPruned
 
-    for fold in TUNING_FOLDS[: options.folds_per_trial]:
-        place = folder / f"fold-{fold}" if options.folds_per_trial > 1 else folder
-        result = train(replace(config, fold=fold), place, ("train", "val"), quiet=True, on_evaluation=report_cost)
-        (place / "last.pt").unlink(missing_ok=True)
-        if result["status"] == "diverged":
-            raise Failed(f"diverged after {result['step']} updates")
-        found.append(result["best"])
-    trial.set_user_attr("error", sum(one["error/val"] for one in found) / len(found))
-    return sum(one["loss/val"] for one in found) / len(found)
+    result = train(config, folder, ("train", "val"), quiet=True, on_evaluation=report_cost)
+    (folder / "last.pt").unlink(missing_ok=True)
+    if result["status"] == "diverged":
+        raise Failed(f"diverged after {result['step']} updates")
+    trial.set_user_attr("error", result["best"]["error/val"])
+    return result["best"]["loss/val"]
 
 
 def open_study(options: SearchOptions) -> optuna.Study:
@@ -144,8 +138,7 @@ def open_study(options: SearchOptions) -> optuna.Study:
 def search(options: SearchOptions) -> optuna.Study:
     """Runs trials until `options.trials` are finished. Data set and device of its config are resolved."""
     settings = asdict(options.config) | {"data_sha256": data.load(options.config.data, options.config.data_dir).sha256}
-    settings |= {"search": ",".join(options.searched), "folds_per_trial": options.folds_per_trial}
-    settings |= {"prune": options.prune, "hidden": list(options.config.hidden)}
+    settings |= {"search": ",".join(options.searched), "prune": options.prune, "hidden": list(options.config.hidden)}
     with cluster.alone(options.folder):
         study = open_study(options)
         begun = study.user_attrs.get("settings", settings)
@@ -178,11 +171,11 @@ def describe(study: optuna.Study, options: SearchOptions) -> list[str]:
     counts += f", the last one: {reasons[-1]}" if reasons else ""
     if not found:
         raise StudyError(f"study {study.study_name}: {counts}; run more --trials")
-    best, folds = study.best_trial, " and ".join(map(str, TUNING_FOLDS[: options.folds_per_trial]))
+    best = study.best_trial
     config = suggest(FixedTrial(best.params), options.config, options.searched)
     paragraphs = [
         f"# Study {study.study_name}",
-        f"{counts}. The cost of a trial is the lowest validation cost of its run, the mean over fold {folds}.",
+        f"{counts}. The cost of a trial is the lowest validation cost of its run, on fold {options.config.fold}.",
         f"## The best: trial {best.number}, validation cost {best.value:.4f}, error {best.user_attrs['error']:.2%}",
         f"```sh\n{command(replace(config, histograms=Config.histograms))}\n```",
     ]

@@ -123,13 +123,12 @@ def test_the_test_set_is_never_read(options, monkeypatch):
     assert events(folder).Tags()["histograms"] == [] and not (folder / "last.pt").exists()
 
 
-def test_the_cost_is_the_mean_over_the_search_folds(options):
-    trial, folder = one_trial(replace(options, folds_per_trial=3), PARAMETERS)
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("fold-*/result.json"))]
-    assert [(run["fold"], run["seed"]) for run in runs] == [(0, 0), (1, 0), (2, 0)]
-    assert trial.value == pytest.approx(np.mean([run["best"]["loss/val"] for run in runs]))
-    assert trial.user_attrs["error"] == pytest.approx(np.mean([run["best"]["error/val"] for run in runs]))
-    assert len(trial.intermediate_values) == 3 * 6, "two folds reported at one step"
+def test_the_cost_is_the_lowest_of_the_run_on_its_fold(options):
+    trial, folder = one_trial(replace(options, config=replace(options.config, fold=2)), PARAMETERS)
+    run = json.loads((folder / "result.json").read_text())
+    assert (run["fold"], run["seed"]) == (2, 0)
+    assert (trial.value, trial.user_attrs["error"]) == (run["best"]["loss/val"], run["best"]["error/val"])
+    assert len(trial.intermediate_values) == 6
 
 
 def test_a_hopeless_trial_is_pruned(options):
@@ -149,14 +148,13 @@ def test_a_hopeless_trial_is_pruned(options):
 
 
 def test_an_interrupted_trial_goes_on_to_the_cost_of_an_undisturbed_one(options, monkeypatch):
-    options = replace(options, folds_per_trial=2)
     undisturbed, _ = one_trial(options, PARAMETERS)
     folder, begun = options.folder / "interrupted", []
     trial_report = optuna.Trial.report
 
     def report(self, value, step):
         begun.append(step)
-        if len(begun) == 9:  # in the middle of the second fold
+        if len(begun) == 4:
             raise KeyboardInterrupt
         trial_report(self, value, step)
 
@@ -166,10 +164,10 @@ def test_an_interrupted_trial_goes_on_to_the_cost_of_an_undisturbed_one(options,
         study.enqueue_trial(PARAMETERS)
     with pytest.raises(KeyboardInterrupt):
         study.optimize(lambda trial: objective(trial, folder, options), n_trials=1)
-    assert (folder / "fold-0/result.json").exists() and (folder / "fold-1/last.pt").exists()
+    assert (folder / "last.pt").exists()
     study.optimize(lambda trial: objective(trial, folder, options), n_trials=1)
     assert study.trials[1].value == undisturbed.value
-    assert begun[9:] == sorted(undisturbed.intermediate_values)[8:], "it began again"
+    assert begun[4:] == sorted(undisturbed.intermediate_values)[3:], "it began again"
 
 
 # --- studies
@@ -304,7 +302,7 @@ def test_a_whole_search_its_report_and_confirmation(in_process, tmp_path, capsys
 
 def test_what_is_said_of_the_trials(options):
     """Their numbers, the last reason of a failure, the best one, and a warning of a value at its border."""
-    options = replace(options, search="lr,norm", folds_per_trial=2)
+    options = replace(options, search="lr,norm")
     options.folder.mkdir(parents=True)
     study = search.open_study(options)
 
@@ -323,6 +321,6 @@ def test_what_is_said_of_the_trials(options):
     study.ask()
     text = "\n".join(search.describe(study, options))
     assert "4 trials: 2 complete, 1 pruned, 1 failed, the last one: diverged after 7 updates." in text
-    assert "## The best: trial 1, validation cost 0.1000, error 20.00%" in text and "mean over fold 0 and 1" in text
+    assert "## The best: trial 1, validation cost 0.1000, error 20.00%" in text and "its run, on fold 0" in text
     assert "--lr 0.029 --norm batch" in text
     assert "**Warning:** lr 0.029 is at the border of its range, 0.0003 to 0.03" in text
