@@ -57,8 +57,7 @@ class Sentence(NamedTuple):
     runs: str  # which ones it is judged on
     sweeps: Sequence[Sweep] = ()  # none: it is read off the published results of compare.py
     drawn: Sequence[str] = ()  # columns, a panel each
-    x: str = "value"  # column
-    log: bool = True  # whether x is logarithmic
+    log: bool = True  # whether the values are drawn on a logarithmic axis
     epochs: int = 0  # other than the default
 
 
@@ -88,7 +87,7 @@ SENTENCES = (
         f"{RETUNED_POINTS} points a method and those taken over (fraction-tuned.csv).",
         [Sweep(method, "fraction", SHARES, {}, method) for method in RETUNED_METHODS]
         + [Sweep(method + RETUNED, "fraction", (LARGEST,), {}, method) for method in RETUNED_METHODS],
-        ("error/test", "ratio"), "images"),
+        ("error/test", "ratio")),
     Sentence("lambda", "The stronger the penalty, the nearer the weights are to 0.",
         "Each penalty, but for its strength, as tuned under one-cycle, and at a constant learning rate of 0.001.",
         [Sweep(method, *axis, ONE_LOOK, method) for method, axis in PENALTIES.items()]
@@ -98,7 +97,7 @@ SENTENCES = (
         "As tuned under each schedule, networks of one fold and other seeds; mean over all groups of so many of them.",
         [Sweep(method, "networks", many, {}, method) for method, many in AVERAGED.items()]
         + [Sweep(one + CONSTANT, "networks", AVERAGED[one], {}, one, "constant") for one in (PLAIN, "dropout")],
-        ("error/test",), "seconds"),
+        ("error/test",)),
     Sentence("normalisation", "With centred and reduced inputs of its layers, a network learns faster and more stably.",
         "300 epochs at a constant learning rate, otherwise the class's recipe.",
         normalised("lr", spaced(1e-4, 1, 9), evaluations=30), ("epochs to cost", "never", "error/test"), epochs=300),
@@ -195,7 +194,7 @@ def rows_of(one: Sentence, options: SentencesOptions, folder: Path) -> list[dict
 def of_network(found: dict) -> dict:
     """What the figures need of a trained network. What is None cannot be told: it diverged, or never came there."""
     result, weights, confusions = found["result"], found.get("weights", {}), found.get("confusions")
-    row = {"status": result["status"], "images": result["sizes"]["train"], "updates": result["step"]}
+    row = {"status": result["status"], "updates": result["step"]}
     row |= {name: result["last"][name] for name in ("epoch", "loss/train", "loss/test", "error/val", "error/test")}
     row |= {"seconds": result["seconds"], "epochs to cost": epochs_to(COST, found["curves"])}
     row |= {name: weights.get(name) for name in ("rms", "small")}

@@ -46,11 +46,9 @@ def draw_sentence(one, rows: Sequence[dict]):
     for column, axis in zip(one.drawn, axes, strict=True):
         _, factor, scale = LABELS[column]
         axis.set(xscale="log" if one.log else "linear", yscale=scale)
-        for number, method in enumerate(by_method(rows)):
+        for method in by_method(rows):
             found = {value: interval(folds) for value, folds in by_value(rows, method, column, factor).items()}
             x = list(found)
-            if one.x != "value":
-                x = [np.nanmean(folds) for folds in by_value(rows, method, one.x).values()]
             if one.log and x[0] == 0:  # it stands to the left of all others
                 x[0] = x[1] / 3
             y, half = np.array([(value.mean, value.high - value.mean) for value in found.values()]).T
@@ -58,16 +56,12 @@ def draw_sentence(one, rows: Sequence[dict]):
             style = "o-" if not variant else "o--" if len(x) > 1 else "D"
             colour = figures.PALETTE[5 * parents.index(parent) % len(figures.PALETTE)]  # unlike that of the next one
             look = {"color": colour, "markersize": 4, "capsize": 2, "linewidth": 1.2}
-            label = f"{method}: number of {one.sweeps[number].axis}" if one.x == "seconds" else method
-            axis.errorbar(x, y, half, fmt=style, label=label, **look)
-            for value, *point in zip(found, x, y, strict=True) if one.x == "seconds" else ():
-                axis.annotate(str(value), point, (5, 5), textcoords="offset points", fontsize=8, color=colour)
+            axis.errorbar(x, y, half, fmt=style, label=method, **look)
         for each, scale_of_it in ((axis.xaxis, axis.get_xscale()), (axis.yaxis, scale)):
             if scale_of_it == "log":
                 figures.plain_ticks(each)
-        swept = [one.x] if one.x != "value" else dict.fromkeys(row["axis"] for row in rows)
-        leftmost = "; leftmost: 0" * (one.log and one.x == "value" and any(row["value"] == 0 for row in rows))
-        axis.set_xlabel(", ".join(swept) + leftmost)
+        leftmost = "; leftmost: 0" * (one.log and any(row["value"] == 0 for row in rows))
+        axis.set_xlabel(", ".join(dict.fromkeys(row["axis"] for row in rows)) + leftmost)
         axis.tick_params("x", labelsize=8)
     figures.explain(figure, axes[0])
     return figure
