@@ -221,7 +221,7 @@ def tune(options: CompareOptions) -> Path:
 
 def published_points() -> list[dict]:
     """The rows of the published tuned.csv; none where there is no such file."""
-    return report.read_csv(TUNED_FILE, ("processor",)) if TUNED_FILE.exists() else []
+    return report.read_csv(TUNED_FILE) if TUNED_FILE.exists() else []
 
 
 def published_errors() -> dict[tuple[str, int], tuple[float, str]]:

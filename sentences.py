@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = PUBLISHED_SENTENCES if options.report else planned.folder_of_choice(options, "sentences", folds)
         groups, results = {}, compare.PUBLISHED / "results.csv"
         if results.exists() and (options.report or not planned.choice(options)):
-            groups = report.grouped(report.read_csv(results, ("schedule",)))
+            groups = report.grouped(report.read_csv(results))
         for one in chosen_sentences(options.sentence):
             if one.sweeps and not options.report:
                 report.write_csv(folder / f"{one.name}.csv", rows_of(one, options, folder))

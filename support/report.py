@@ -36,14 +36,10 @@ def write_csv(path: Path, rows: Sequence[dict]) -> None:
         writer.writerows(rows)
 
 
-def read_csv(path: Path, needed: Sequence[str] = ()) -> list[dict]:
-    """Undoes `write_csv`; what looks like a number is one. ReportError if a column that is `needed` is not there."""
+def read_csv(path: Path) -> list[dict]:
+    """Undoes `write_csv`; what looks like a number is one."""
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [{key: read_number(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    for column in needed:
-        if rows and column not in rows[0]:
-            raise ReportError(f"{path}: has no column {column}; write it again with compare.py")
-    return rows
+        return [{key: read_number(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def read_number(text: str) -> float | int | str:
@@ -284,7 +280,7 @@ def combinations_table(groups: Groups, parts: dict[str, Sequence[str]]) -> list[
 
 def write_report(folder: Path, parts: dict[str, Sequence[str]]) -> list[str]:
     """Writes the tables and figures of `folder`, `parts` being those of combinations; returns the tables' lines."""
-    groups = grouped(read_csv(folder / "results.csv", ("schedule", "calibration/test")))
+    groups = grouped(read_csv(folder / "results.csv"))
     found = {path.stem: read_csv(path) for path in folder.glob("*.csv")}
     tables = method_tables(groups) | {"costs": costs_table(groups), "combinations": combinations_table(groups, parts)}
     tables = {name: lines for name, lines in tables.items() if lines}
@@ -301,7 +297,7 @@ def write_report(folder: Path, parts: dict[str, Sequence[str]]) -> list[str]:
 
 def write_tuning(folder: Path, methods: Sequence[str]) -> list[str]:
     """As `write_report`, of tuned.csv alone: what was chosen, and how far more points would still have helped."""
-    rows, cells = read_csv(folder / "tuned.csv", ("command", "schedule", "processor")), []
+    rows, cells = read_csv(folder / "tuned.csv"), []
     for row in (row for row in rows if row["chosen"]):
         error = 100 * np.mean([row[column] for column in row if column.startswith("val_error_fold_")])
         origin = row["origin"].replace("design", "")

@@ -88,7 +88,7 @@ def write_sentences(folder: Path, sentences: Sequence, groups: report.Groups, pa
     for number, one in enumerate(sentences, start=1):
         path = folder / f"{one.name}.csv"
         if one.sweeps and path.exists():
-            rows = derived(report.read_csv(path, ("schedule",)))
+            rows = derived(report.read_csv(path))
             folds, table = len({row["fold"] for row in rows}), sweep_table(one, rows)
             with figures.reproducible_figures():
                 figures.save_figure(draw_sentence(one, rows), folder / one.name)

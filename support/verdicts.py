@@ -184,12 +184,16 @@ def judge_combination(found: dict[tuple[str, str, str], Difference]) -> tuple[st
     """A combination beside its best part, by the signed-rank test of compare's tables, adjusted for their number
     (Holm): holds for the better ones, does not for those equal or worse.
     Before: what was undecided counted as no gain, and schedules were mixed; it held for three of six."""
+    words: dict[str, dict[str, str]] = {}  # by combination and schedule
     parts, numbers = {}, []
     for (name, part, schedule), one in found.items():
         points = Interval(*(100 * x for x in (one.low, one.estimate, one.high)))
         numbers.append(f"{name} beside {part}, {schedule}: {points} points, {one.verdict}")
         word = HOLDS if "better" in one.verdict else UNDECIDED if UNDECIDED in one.verdict else HOLDS_NOT
-        parts[f"{name} ({schedule})"] = word
+        words.setdefault(name, {})[schedule] = word
+    for name, own in words.items():
+        alike = len(set(own.values())) == 1
+        parts |= {name if alike else f"{name} ({schedule})": word for schedule, word in own.items()}
     return overall(parts), numbers
 
 

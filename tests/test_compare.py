@@ -235,8 +235,6 @@ def test_a_method_that_is_not_tuned_is_named(published, inline, capfd, tmp_path)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if not line.startswith("L2,one-cycle,")))
     assert "L2 is not tuned; run compare.py --tune" in refused(capfd, compare.main, *arguments)[1]
-    path.write_text("method,lr,chosen\nbaseline,0.1,1\n")  # of an older version
-    assert "has no column processor" in refused(capfd, compare.main, *arguments)[1]
     path.unlink()
     assert f"{PLAIN} is not tuned" in refused(capfd, compare.main, *arguments)[1]
     assert not inline
@@ -402,22 +400,6 @@ def test_report_rebuilds_what_is_published_and_trains_nothing(inline, undrawn, m
     assert contents(tmp_path) == first and not inline
 
 
-@pytest.mark.parametrize("name", ["results.csv", "tuned.csv"])
-def test_files_of_an_older_version_are_one_line(name, undrawn, monkeypatch, tmp_path, capsys):
-    write_comparison(tmp_path)
-    (tmp_path / name).write_text("method,fold,error/val,command,chosen\nbaseline,3,0.1,x,1\n")
-    monkeypatch.setattr(compare, "PUBLISHED", tmp_path)
-    monkeypatch.setattr(compare, "TUNED_FILE", tmp_path / "tuned.csv")
-    with pytest.raises(SystemExit, match=rf"{name}: has no column schedule; write it again with compare\.py$"):
-        compare.main(["--report"])
-
-
-def with_column(path, column):
-    """The rows of a published file; an empty list as long as an older version wrote it."""
-    rows = report.read_csv(path)
-    return rows if column in rows[0] else []
-
-
 def test_the_published_points_are_those_of_the_design():
     """Of every method that --tune has come to; a method is chosen once all its points have run as far as they go."""
     rows = report.read_csv(compare.TUNED_FILE)
@@ -439,8 +421,7 @@ def test_the_published_tables_follow_from_the_published_files(undrawn, tmp_path)
     tuning = compare.TUNED_FILE.parent
     for folder in (PUBLISHED, tuning):
         shutil.copytree(folder, tmp_path / folder.name)
-    if with_column(PUBLISHED / "results.csv", "schedule"):
-        report.write_report(tmp_path / PUBLISHED.name, PARTS)
+    report.write_report(tmp_path / PUBLISHED.name, PARTS)
     report.write_tuning(tmp_path / tuning.name, list(METHODS))
     for folder in (PUBLISHED, tuning):
         written = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / folder.name).glob("*.md")}

@@ -103,7 +103,7 @@ CASES = [
         rotation(0.04, 0.039, 3e-3)),
     (HOLDS, "combination", combination(-0.003, -0.02)),
     (HOLDS_NOT, "combination", combination(0.002, 0.0)),
-    (BUT + "only A + B (constant); not C + D (one-cycle)", "combination", combination(-0.01, 0.002)),
+    (BUT + "only A + B; not C + D", "combination", combination(-0.01, 0.002)),
     (UNDECIDED, "combination", combination(0.0, 0.0, noise=0.02)),
 ]  # fmt: skip
 
