@@ -351,15 +351,6 @@ def test_test_images_and_labels_change_nothing_but_test_errors(published, inline
     assert seen[0][3] != seen[1][3]
 
 
-# --- workers
-
-
-def test_a_second_command_at_once_is_refused(published, tmp_path, capfd):
-    with cluster.alone(tmp_path / "compare"):
-        code, line = refused(capfd, compare.main, *SETTINGS, "--methods", "L2", "--studies-dir", tmp_path)
-    assert code == 1 and "another command is at work here" in line
-
-
 # --- arguments
 
 
@@ -367,20 +358,16 @@ def test_a_second_command_at_once_is_refused(published, tmp_path, capfd):
     ("arguments", "words"),
     [
         ("--lr 0.001", "--lr"),  # every method has its own
+        ("--methods foo", "dropout + L2"),
         ("--tune --folds 2", "--tune: tunes all methods, on the folds (0, 1, 2)"),
         ("--tune --methods L2", "--tune: tunes all methods"),
         ("--data digits --data-dir x", "--data digits and --data-dir x exclude each other"),
         ("--report --methods L2", "--report: rebuilds what is published as it is; drop --methods"),
     ],
 )
-def test_what_would_be_ignored_is_refused(arguments, words, capfd):
+def test_wrong_arguments(arguments, words, capfd):
     code, box = refused(capfd, compare.main, *arguments.split())
     assert code == 2 and words in " ".join(box.replace("│", "").split())
-
-
-def test_a_method_that_there_is_not_is_said_with_those_that_there_are(capfd):
-    code, line = refused(capfd, compare.main, "--methods", "foo")
-    assert code == 2 and "dropout + L2" in line
 
 
 # --- what is published
