@@ -207,6 +207,7 @@ FAULTS = {  # which of the four files, what becomes of its bytes (packed, if the
     "a picture": (0, lambda raw: b"\x89PNG" + raw, "starts with 89 50 4e 47"),
     "half a header": (0, lambda raw: raw[:9], "damaged, 9 bytes"),
     "cut": (0, lambda raw: raw[:-7], "damaged, 24009 bytes for sizes (200, 12, 10), not 24016"),
+    "too long": (2, lambda raw: raw + b"\0", "damaged"),
     "no image": (2, lambda raw: idx_bytes(np.zeros((0, 12, 10))), "damaged"),
     "images and labels swapped": (1, lambda raw: idx_bytes(np.zeros((200, 12, 10))), "are the two swapped"),
     "labels of another length": (1, lambda raw: idx_bytes(np.arange(199) % 5), "200 train images but 199"),
@@ -218,6 +219,7 @@ FAULTS = {  # which of the four files, what becomes of its bytes (packed, if the
     "packed, not": (1, gzip.decompress, "cannot be unpacked"),
     "packed, cut": (0, lambda raw: raw[:-20], "cannot be unpacked"),
     "packed, a flipped byte": (0, lambda raw: raw[:10] + b"\xff" + raw[11:], "cannot be unpacked"),
+    "packed, a wrong checksum": (0, lambda raw: raw[:-8] + bytes(8), "cannot be unpacked"),
 }
 
 
