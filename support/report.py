@@ -55,10 +55,8 @@ MEASURED = ("epoch", "loss/", "error/", "calibration/", "temperature", "tempered
 def write_runs(folder: Path, runs: Sequence[dict]) -> None:
     """results.csv, and of all folds together curves.csv and reliability.csv, from the runs of compare.py."""
     write_csv(folder / "results.csv", [result_row(run) for run in runs])
-    groups, curves, bins = {}, [], []
-    for run in runs:
-        groups.setdefault((run["method"], run["schedule"]), []).append(run)
-    for (method, schedule), group in groups.items():
+    curves, bins = [], []
+    for (method, schedule), group in grouped(runs).items():
         name = {"method": method, "schedule": schedule}
         for split in ("train", "val", "test"):
             costs = zip(*(run["curves"][f"loss/{split}"] for run in group), strict=False)  # one may have ended early
@@ -104,7 +102,7 @@ def write_tuned(path: Path, rows: Sequence[dict], settings: Sequence[str], folds
 
 
 def grouped(rows: Sequence[dict]) -> Groups:
-    """The rows of results.csv; ReportError where methods ran on different folds."""
+    """Runs, or the rows of results.csv; ReportError where methods ran on different folds."""
     found: Groups = {}
     for row in sorted(rows, key=lambda row: row["fold"]):
         found.setdefault((row["method"], row["schedule"]), []).append(row)
