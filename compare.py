@@ -206,7 +206,7 @@ def tune(options: CompareOptions) -> Path:
 
     Methods come after those within them. What the published file holds is not measured again.
     """
-    folder, known, rows = results_folder(options), published_errors(), []
+    folder, known, rows = planned.results_folder(options, "compare"), published_errors(), []
     for stage in range(1 + max(map(depth, METHODS))):
         groups = []
         for schedule in SCHEDULES:
@@ -263,7 +263,7 @@ def compare_methods(options: CompareOptions) -> Path:
             configs[method, schedule, fold] = replace(options.config, **settings[method], fold=fold, seed=fold)
     order = sorted(configs, key=lambda key: (WITHOUT in key[0], key[-1]))  # fold after fold; what is no method, last
     found = dict(zip(order, run_plans([plan(configs[key]) for key in order], options), strict=True))
-    folder = results_folder(options)
+    folder = planned.results_folder(options, "compare")
     runs = [
         {"method": method, "schedule": schedule, "fold": fold, "command": command_of(config)}
         | found[method, schedule, fold].result
@@ -278,12 +278,6 @@ def command_of(config: Config) -> str:
     """What a method sets, as a command for train.py, on fold 0."""
     ordinary = {name: getattr(Config(), name) for name in ("fold", "seed", *ONE_LOOK)}
     return command(replace(config, device="auto", **ordinary))
-
-
-def results_folder(options: CompareOptions) -> Path:
-    words = ["tuning"] * options.tune + [f"methods={','.join(sorted(options.methods))}"] * bool(options.methods)
-    words += [f"folds={options.folds}"] * (options.folds < len(COMPARISON_FOLDS))
-    return planned.folder_of_choice(options, "compare", words)
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

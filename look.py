@@ -1,4 +1,4 @@
-"""Look at finished runs: the class's Question 1 in one figure, mistakes, weights, and answers for your own pictures.
+"""Look at finished runs: the class's Question 1 in one figure, mistakes, and answers for your own pictures.
 
     python look.py runs/recipe runs/dropout-l2
     python look.py runs/recipe --image seven.png
@@ -37,7 +37,7 @@ TYPICAL = 10_000  # images, which say how digits usually lie
 
 @checked
 class LookOptions:
-    """Look at finished runs: Question 1, mistakes and weights; or, with --image, answers for pictures."""
+    """Look at finished runs: Question 1 and mistakes; or, with --image, answers for pictures."""
 
     runs: tyro.conf.Positional[tuple[Folder, ...]]  # folders of finished runs
     image: tuple[Folder, ...] = ()  # pictures of one digit each, PNG or JPEG, to answer for instead
@@ -216,23 +216,6 @@ def draw_mistakes(run: Run, images: np.ndarray, labels: np.ndarray, answered: np
     return figure
 
 
-def draw_weights(run: Run, height: int, width: int) -> Figure:
-    """The weights of the first layer as images, those of the units with the largest ones first."""
-    from torchvision.utils import make_grid  # a second that --help and --image need not wait
-
-    weights = next(run.model.parameters()).detach().view(-1, 1, height, width)
-    strongest = weights.square().sum(dim=(1, 2, 3)).argsort(descending=True, stable=True)[:100]
-    sheet = make_grid(weights[strongest], nrow=10, padding=1, pad_value=np.nan)[0].numpy()
-    limit = np.quantile(weights.abs().numpy(), 0.999)
-    figure, axis = plt.subplots(figsize=(9.6, 0.8 + 8.2 * sheet.shape[0] / sheet.shape[1]), layout="constrained")
-    shades = axis.imshow(sheet, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    axis.axis("off")
-    figure.colorbar(shades, shrink=0.6, label="weight: red where ink excites the unit, blue where it inhibits")
-    title = f"{run.title}\n{len(strongest)} of {len(weights)} units of the first layer, largest weights first"
-    axis.set_title(title, fontsize=11, wrap=True)
-    return figure
-
-
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
@@ -248,7 +231,6 @@ def look(runs: Sequence[Run], dataset: data.Dataset, save: Callable[[Figure, str
         stem = f"{run.name}-{run.moment}"
         save(draw_confusions(run, truth, answers), f"{stem}-confusions")
         save(draw_mistakes(run, images.numpy(), truth, answered), f"{stem}-mistakes")
-        save(draw_weights(run, *images.shape[1:]), f"{stem}-weights")
 
 
 def answer(runs: Sequence[Run], dataset: data.Dataset, pictures: Sequence[str], save: Callable) -> None:

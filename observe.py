@@ -148,7 +148,10 @@ class Recorder:
 
 
 def step_aside(folder: Path) -> None:
-    """Dates event files back to before now: TensorBoard reads them in the order of the dates in their names."""
+    """Dates event files back to before now: TensorBoard reads them in the order of the dates in their names.
+
+    These are in seconds, and another process may take up a killed run within the same one.
+    """
     now = int(time.time())
     for age, path in enumerate(sorted(folder.glob(EVENT_FILES), reverse=True), start=1):
         if name := re.fullmatch(r"(.*tfevents\.)(\d+)(\..*)", path.name):

@@ -101,17 +101,17 @@ def label_of(payload: dict) -> str:
 
 
 def choice(options: PlannedOptions) -> list[str]:
-    """What of epochs and data is not what holds by default, as words."""
-    words = [f"epochs={options.epochs}"] if options.epochs != BASE.epochs else []
-    if options.data == "mnist":
-        return words
-    return [*words, f"data={options.data}-{dataset_of(options.config).sha256[:8]}"]
+    """What of the results that are wanted is not what holds by default, as words."""
+    wanted = [one for one in fields(options) if one.name in ("tune", "methods", "folds", "epochs")]
+    given = {one.name: getattr(options, one.name) for one in wanted if getattr(options, one.name) != one.default}
+    words = [name if value is True else f"{name}={as_text(value)}" for name, value in given.items()]
+    digest = "" if options.data == "mnist" else dataset_of(options.config).sha256[:8]
+    return [*words, f"data={options.data}-{digest}"] if digest else words
 
 
-def folder_of_choice(options: PlannedOptions, study: str, words: Sequence[str]) -> Path:
-    """One for each choice of settings, data and what `words` say, so that no quick look touches another's files."""
-    name = re.sub(r"[^\w.,=+-]+", "-", "_".join([*words, *choice(options)])) or "all"
-    folder = Path(options.studies_dir) / study / name
+def results_folder(options: PlannedOptions, study: str) -> Path:
+    """One for each choice, so that no quick look touches another's files."""
+    folder = Path(options.studies_dir) / study / (re.sub(r"[^\w.,=+-]+", "-", "_".join(choice(options))) or "all")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -215,8 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with shell.errors_in_one_line(data.DataError, RunError, cluster.StudyError, ReportError):
         options = shell.parse(SentencesOptions, argv)
         options = options if options.report else planned.prepared(options)
-        folds = [f"folds={options.folds}"] * (options.folds != SentencesOptions.folds)
-        folder = PUBLISHED_SENTENCES if options.report else planned.folder_of_choice(options, "sentences", folds)
+        folder = PUBLISHED_SENTENCES if options.report else planned.results_folder(options, "sentences")
         groups, results = {}, compare.PUBLISHED / "results.csv"
         if results.exists() and (options.report or not planned.choice(options)):
             groups = report.grouped(report.read_csv(results))

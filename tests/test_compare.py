@@ -97,7 +97,7 @@ def run(tmp_path, *arguments, epochs=4):
     """The folder with the results."""
     arguments = [*SETTINGS, "--studies-dir", str(tmp_path), "--epochs", str(epochs), *arguments]
     compare.main(arguments)
-    return compare.results_folder(parse(CompareOptions, arguments))
+    return planned.results_folder(parse(CompareOptions, arguments), "compare")
 
 
 def table(folder, *columns):
@@ -214,7 +214,7 @@ def test_tuning_goes_on_from_published_points(inline, made_up, undrawn, monkeypa
     def tuned(studies, *more):
         inline.clear()
         compare.main(["--tune", "--studies-dir", str(tmp_path / studies), "--device", "cpu", *more])
-        (path,) = (tmp_path / studies / "compare").glob("tuning*/tuned.csv")
+        (path,) = (tmp_path / studies / "compare").glob("*tune*/tuned.csv")
         return path.read_text(), len(inline)
 
     first, ran = tuned("first")
@@ -303,7 +303,9 @@ def test_checkpoints_of_kept_runs_go_and_others_stay(published, inline, undrawn,
 
 def test_every_choice_has_results_of_its_own(tmp_path):
     def folder(**more):
-        return compare.results_folder(CompareOptions(**{"data": "mnist", "studies_dir": str(tmp_path)} | more))
+        return planned.results_folder(
+            CompareOptions(**{"data": "mnist", "studies_dir": str(tmp_path)} | more), "compare"
+        )
 
     some = (("dropout", "L2"), ("dropout + L2",), ("L2",), tuple(TUNED), tuple(TUNED[:-1]), tuple(TUNED[:-2]))
     found = [folder(), folder(tune=True), folder(folds=2), folder(folds=3), folder(epochs=20), folder(data="digits")]

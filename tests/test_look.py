@@ -58,7 +58,7 @@ def test_figures_table_and_weights_are_those_of_the_moment(moment, run, finished
     more = ["--best"] if moment == "best" else ["--format", "pdf"]
     look.main([str(finished), str(run), "--out", str(tmp_path / "out"), *more])
     row, said = json.loads((finished / "result.json").read_text())[moment], capfd.readouterr().out
-    kinds = ("confusions", "mistakes", "weights")
+    kinds = ("confusions", "mistakes")
     wanted = {f"question1.{suffix}", *(f"{name}-{moment}-{kind}.{suffix}" for name in ("a", "a+") for kind in kinds)}
     assert {path.name for path in (tmp_path / "out").iterdir()} == wanted
     for name in wanted:
