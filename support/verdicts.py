@@ -142,6 +142,8 @@ def judge_normalisation(rows: Sequence[dict]) -> tuple[str, list[str]]:
     for rate, gain, *pair in zip(by_rate, gains.sum(1), came["batch norm"], came["none"], strict=True):
         if stats.fisher_exact([[ends.sum(), (1 - ends).sum()] for ends in pair]).pvalue < 0.05:
             clear[f"{rate:g}"] = gain > 0
+    rates = [f"{rate} ({'more' if gain else 'fewer'})" for rate, gain in clear.items()]
+    numbers.append(f"rates at which more or fewer of batch norm's runs come there: {', '.join(rates) or 'none'}")
     little = not any(clear.values()) and interval(gains.sum(0)).high < 1
     stable = HOLDS if len(clear) > 1 and all(clear.values()) else HOLDS_NOT if little else UNDECIDED
     once = f" (at one rate only, {''.join(clear)})" if list(clear.values()) == [True] else ""
