@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -43,7 +43,6 @@ class LookOptions:
     image: tuple[Folder, ...] = ()  # pictures of one digit each, PNG or JPEG, to answer for instead
     best: bool = False  # take the weights with the lowest validation cost, not the last ones
     out: Folder = "looks"  # folder for the figures; those of the same name are replaced
-    format: Literal["png", "pdf"] = "png"  # of the figures
 
 
 class Run(NamedTuple):
@@ -267,7 +266,7 @@ def main(argv: list[str] | None = None) -> None:
 
         def save(figure: Figure, name: str) -> None:
             Path(options.out).mkdir(parents=True, exist_ok=True)
-            print(f"  {save_figure(figure, Path(options.out, name), options.format)}")
+            print(f"  {save_figure(figure, Path(options.out, name))}")
 
         if options.image:
             answer(runs, dataset, options.image, save)

@@ -65,11 +65,11 @@ def reproducible_figures():
     return style.context("default")
 
 
-def save_figure(figure, path: Path, kind: str = "png") -> Path:
-    """`figure` as a file of that kind; returns where it is: `path`, which has no suffix, with one."""
-    path = path.with_name(f"{path.name}.{kind}")
+def save_figure(figure, path: Path) -> Path:
+    """`figure` as a PNG file; returns where it is: `path`, which has no suffix, with one."""
+    path = path.with_name(f"{path.name}.png")
     with replacing(path) as beside:
-        figure.savefig(beside, format=kind, dpi=120)
+        figure.savefig(beside, format="png", dpi=120)
     return path
 
 
