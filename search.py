@@ -49,7 +49,6 @@ class SearchOptions:
     trials: Annotated[int, between(1, 1_000_000)] = 60  # finished ones, over all commands
     workers: Annotated[int, between(1, 1000)] = 2  # processes, with one thread each
     scheduler: str = ""  # such as tcp://host:8786, to use the machines that run `dask worker` instead
-    storage: str = field(default="", repr=False)  # Optuna's URL of a database; by default a journal in the folder
     studies_dir: Folder = "studies"  # the study is kept in search/<study> in there
     prune: bool = True  # stop hopeless trials early
     confirm: Annotated[int, between(0, len(COMPARISON_FOLDS))] = 0  # run the best on so many other folds
@@ -121,12 +120,12 @@ def open_study(options: SearchOptions) -> optuna.Study:
     """The study, begun or gone on with; in the command and in each of its workers."""
     journal = str(options.folder / "journal.log")  # Optuna's own lock outlives its owner
     try:
-        storage = options.storage or JournalStorage(cluster.Journal(journal, FileLock(f"{journal}.lock")))
+        storage = JournalStorage(cluster.Journal(journal, FileLock(f"{journal}.lock")))
         study = optuna.create_study(storage=storage, study_name=options.study, load_if_exists=True)
         words = [options.config.seed, len(study.trials)]
     except Exception as error:
-        place = "--storage" if options.storage else journal
-        raise StudyError(f"{place}: damaged, or out of reach ({type(error).__name__}); take another --study") from None
+        fault = f"{journal}: damaged or out of reach ({type(error).__name__})"
+        raise StudyError(f"{fault}; take another --study") from None
     # asynchronous successive halving: at 40, 80, 160 ... epochs the better half of those that came so far goes on.
     # Replayed over 22 complete trials of 1000 epochs, this took 23 % of the epochs and lost no best one
     study.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=40, reduction_factor=2)
