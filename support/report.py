@@ -156,10 +156,10 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], note: s
     return [f"| {' | '.join(line)} |" for line in zip(*columns, strict=True)] + (["", note] if note else [])
 
 
-def in_percent(values: Sequence[float], sign: str = "") -> str:
-    """Mean of fractions and half the width of its interval, as 5.67 ± 0.27; "+" as `sign` for differences."""
+def in_percent(values: Sequence[float]) -> str:
+    """Mean of fractions and half the width of its interval, as 5.67 ± 0.27."""
     mean, half = statistics.mean_and_interval(values)
-    return f"{100 * mean:{sign}.2f}" + (f" ± {100 * half:.2f}" if len(values) > 1 else "")
+    return f"{100 * mean:.2f}" + (f" ± {100 * half:.2f}" if len(values) > 1 else "")
 
 
 def at_median(runs: Sequence[dict], column: str, factor: float = 100, digits: int = 2) -> str:

@@ -187,7 +187,7 @@ def test_a_table_by_hand():
 
 
 def test_cells_by_hand():
-    assert report.in_percent([0.06, 0.062]) == "6.10 ± 1.27" and report.in_percent([0.0622], "+") == "+6.22"
+    assert report.in_percent([0.06, 0.062]) == "6.10 ± 1.27" and report.in_percent([0.0622]) == "6.22"
     found = statistics.Difference(-0.0123, -0.02, -0.001, 0.0004, 16.5, 17, "better")
     assert report.difference_cells(found) == ["-1.23 [-2.00, -0.10]", "16.5/17", "< 0.001", "better"]
     assert report.difference_cells(found._replace(n=5, p=0.06)) == ["-1.23", "16.5/5", "", "better"]
