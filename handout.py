@@ -52,7 +52,7 @@ GAPS = (
 WHOLE = ("data.py", "observe.py", "tests/conftest.py", "tests/test_questions.py",
          "requirements.txt", "pyproject.toml", ".gitignore", "runs/.gitignore")  # fmt: skip
 NOT_NEEDED = "__pycache__", "pictures.py", "sweeps.py", "verdicts.py"  # of support/
-ROOT = Path(__file__).parent
+HERE = Path(__file__).parent
 
 
 @checked
@@ -83,12 +83,12 @@ def write_handout(out: Path, gaps: Iterable[Gap] = GAPS) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out}: is not empty; name a folder that is new")
     files = dict.fromkeys([gap.file for gap in GAPS] + [*WHOLE])
-    texts = {file: (ROOT / file).read_text(encoding="utf-8") for file in files}
+    texts = {file: (HERE / file).read_text(encoding="utf-8") for file in files}
     texts |= {file: with_gaps(text, [gap for gap in gaps if gap.file == file]) for file, text in texts.items()}
-    texts["README.md"] = (ROOT / "handout.md").read_text(encoding="utf-8")
+    texts["README.md"] = (HERE / "handout.md").read_text(encoding="utf-8")
     beside = out.absolute().with_name(f".{out.absolute().name}.tmp")  # all at once, or nothing
     shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(ROOT / "support", beside / "support", ignore=shutil.ignore_patterns(*NOT_NEEDED))
+    shutil.copytree(HERE / "support", beside / "support", ignore=shutil.ignore_patterns(*NOT_NEEDED))
     for file, text in texts.items():
         (beside / file).parent.mkdir(exist_ok=True)
         (beside / file).write_text(text, encoding="utf-8", newline="\n")

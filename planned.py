@@ -72,7 +72,7 @@ def dataset_of(config: Config) -> data.Dataset:
 
 
 def plan(config: Config, splits: Sequence[str] = data.SPLITS, **kind) -> dict:
-    """What tells a run from all others: its settings, its data, and its `kind`, one of KINDS."""
+    """What tells a run from all others: its settings, its data, and its `kind`, one of RUNNERS."""
     settings = {name: value for name, value in differences(config).items() if name not in WHERE}
     return {"settings": settings, "splits": list(splits), "data_sha256": dataset_of(config).sha256} | kind
 
@@ -124,8 +124,8 @@ def train_planned(payload: dict, folder: Path, where: dict) -> dict:
     config = Config(**where, **payload["settings"])
     if dataset_of(config).sha256 != payload["data_sha256"]:
         raise RunError("the data are others than those that this run was planned with")
-    kind = next(name for name in KINDS if name in payload)
-    return KINDS[kind](config, folder, payload[kind])
+    kind = next(name for name in RUNNERS if name in payload)
+    return RUNNERS[kind](config, folder, payload[kind])
 
 
 def one_network(config: Config, folder: Path, splits: Sequence[str] = data.SPLITS) -> dict:
@@ -229,4 +229,4 @@ def averaged_networks(config: Config, folder: Path, counts: Sequence[int]) -> di
 
 
 # By the word in a plan: which function makes it; the last one is the ordinary kind.
-KINDS = {"networks": averaged_networks, "splits": one_network}
+RUNNERS = {"networks": averaged_networks, "splits": one_network}
