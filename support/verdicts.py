@@ -1,8 +1,9 @@
 """Verdicts on the class's sentences, each by the rule in its judge's docstring; nothing here trains or draws.
 
 `rows` are those of a sentence's file: method, value of the axis, schedule, fold, and what was measured. Intervals are
-over folds, 95 % by Student's t. What is neither shown nor excluded is undecided. A judge returns the verdict, which
-may be "holds with a condition: ...", and the numbers that it is from.
+over folds, 95 % by Student's t, each by itself: they are not corrected for their number. What is neither shown nor
+excluded is undecided. A judge returns the verdict, which may be "holds with a condition: ...", and the numbers that it
+is from.
 """
 
 import math
@@ -75,8 +76,9 @@ def overall(parts: dict[str, str], remarks: Sequence[str] = ()) -> str:
 
 
 def judge_fraction(rows: Sequence[dict]) -> tuple[str, list[str]]:
-    """An effect is a ratio of test errors, a method's over the plain network's, below 1. Holds for methods with one at
-    5 % and none at the largest fraction (above 0.9, both retuned); does not for those with one there or none at 5 %.
+    """A method has an effect if its test error over the plain network's is below 1, and none if above 0.9. Holds for
+    methods with an effect at 5 % and none at the largest fraction, both retuned; does not for those with an effect at
+    both, or with none at 5 %.
     Before: all as tuned at 5 %, with which the plain network did not converge at the largest; it did not hold."""
     parts, numbers = {}, []
     for method in [name for name in by_method(rows) if name != PLAIN and not name.endswith(RETUNED)]:
@@ -93,7 +95,7 @@ def judge_fraction(rows: Sequence[dict]) -> tuple[str, list[str]]:
 
 
 def judge_lambda(rows: Sequence[dict]) -> tuple[str, list[str]]:
-    """Spearman's correlation of strength and the weights' rms: holds for lines with one below 0, not for above -0.1.
+    """Spearman's correlation of strength and the weights' rms, line by line: holds below 0, does not above -0.1.
     Before: Page's trend test, with a condition where a mean rose at any step; it held, but for five such lines."""
     parts, numbers = {}, []
     for method in by_method(rows):
@@ -126,28 +128,30 @@ def judge_dropout(rows: Sequence[dict]) -> tuple[str, list[str]]:
 
 
 def judge_normalisation(rows: Sequence[dict]) -> tuple[str, list[str]]:
-    """Faster: batch norm's epochs to the cost over none's, at each fold's best rate, are below 1; does not hold above
-    0.9. More stable: at two rates or more, and none the other way, more of its runs come there (Fisher's exact test,
-    p < 0.05); does not hold if at none, and it comes there at less than one rate more.
-    Before: more stable was the mean share of rates, which a single rate decided; it held."""
-    epochs, best, came, numbers = max(row["epoch"] for row in rows), {}, {}, []
+    """Faster: a norm's epochs to the cost over none's, at each fold's best rate, are below 1; does not hold above 0.9.
+    More stable: at two rates or more, and none the other way, more of its runs come there (Fisher's exact test, p <
+    0.05); does not hold if at no rate, and on average it comes there at fewer than one rate more.
+    Before: batch norm alone, and more stable by the mean share of rates, which a single rate decided; it held."""
+    epochs, best, came, numbers, parts = max(row["epoch"] for row in rows), {}, {}, [], {}
     for method in by_method(rows):
         by_rate = by_value(rows, method, "epochs to cost")
         reached = np.array(list(by_rate.values()))  # (rates, folds)
         best[method], came[method] = np.nan_to_num(reached, nan=epochs).min(0), np.isfinite(reached).astype(int)
         numbers.append(f"{method}: cost {COST:g} after {best[method].mean():.1f} epochs at the best rate")
-    faster = ratio(best["batch norm"], best["none"])
-    numbers.append(f"batch norm beside none: epochs times {faster:.3g}")
-    gains, clear = came["batch norm"] - came["none"], {}
-    for rate, gain, *pair in zip(by_rate, gains.sum(1), came["batch norm"], came["none"], strict=True):
-        if stats.fisher_exact([[ends.sum(), (1 - ends).sum()] for ends in pair]).pvalue < 0.05:
-            clear[f"{rate:g}"] = gain > 0
-    rates = [f"{rate} ({'more' if gain else 'fewer'})" for rate, gain in clear.items()]
-    numbers.append(f"rates at which more or fewer of batch norm's runs come there: {', '.join(rates) or 'none'}")
-    little = not any(clear.values()) and interval(gains.sum(0)).high < 1
-    stable = HOLDS if len(clear) > 1 and all(clear.values()) else HOLDS_NOT if little else UNDECIDED
-    once = f" (at one rate only, {''.join(clear)})" if list(clear.values()) == [True] else ""
-    return overall({"faster": falls(faster, TENTH, 1.0), f"more stable{once}": stable}), numbers
+    for norm in (method for method in best if method != "none"):
+        faster, gains, clear = ratio(best[norm], best["none"]), came[norm] - came["none"], {}
+        for rate, gain, *pair in zip(by_rate, gains.sum(1), came[norm], came["none"], strict=True):
+            if stats.fisher_exact([[ends.sum(), (1 - ends).sum()] for ends in pair]).pvalue < 0.05:
+                clear[f"{rate:g}"] = gain > 0
+        rates = ", ".join(f"{rate} ({'more' if gain else 'fewer'})" for rate, gain in clear.items()) or "none"
+        numbers.append(
+            f"{norm} beside none: epochs times {faster:.3g}; rates at which more or fewer come there: {rates}"
+        )
+        little = not any(clear.values()) and interval(gains.sum(0)).high < 1
+        stable = HOLDS if len(clear) > 1 and all(clear.values()) else HOLDS_NOT if little else UNDECIDED
+        once = f" (at one rate only, {''.join(clear)})" if list(clear.values()) == [True] else ""
+        parts |= {f"faster with {norm}": falls(faster, TENTH, 1.0), f"more stable with {norm}{once}": stable}
+    return overall(parts), numbers
 
 
 def judge_batch_size(rows: Sequence[dict]) -> tuple[str, list[str]]:

@@ -71,6 +71,7 @@ def combination(*gains, noise=1e-3):
 
 
 FALLING, RISING, FLAT = (0.5, 0.4, 0.3, 0.2), (0.2, 0.3, 0.4, 0.5), (0.5,) * 4
+WITH = " with batch norm"
 CASES = [
     (HOLDS, "fraction", fraction((0.06, 0.05), (0.02, 0.021))),
     (HOLDS_NOT, "fraction", fraction((0.06, 0.05), (0.015, 0.016))),
@@ -87,9 +88,10 @@ CASES = [
     (BUT + "it takes the time of 6.0 networks", "dropout", dropout(0.062, seconds=60.0)),
     (HOLDS, "normalisation", normalisation(10, 20, 30, 40)),
     (HOLDS_NOT, "normalisation", normalisation(150, 0, 0, 0)),
-    (BUT + "only faster; undecided: more stable (at one rate only, 0.01)", "normalisation", normalisation(9, 9, 9, 0)),
-    (BUT + "only faster; undecided: more stable", "normalisation", normalisation(10, 0, 30, 0)),
-    ("undecided; not for faster", "normalisation", normalisation(100, 120, 150, 0)),
+    (f"{BUT}only faster{WITH}; undecided: more stable{WITH} (at one rate only, 0.01)", "normalisation",
+        normalisation(9, 9, 9, 0)),
+    (f"{BUT}only faster{WITH}; undecided: more stable{WITH}", "normalisation", normalisation(10, 0, 30, 0)),
+    (f"undecided; not for faster{WITH}", "normalisation", normalisation(100, 120, 150, 0)),
     (HOLDS, "batch-size", batch_size(0.05, 0.06, 0.06)),
     (HOLDS_NOT, "batch-size", batch_size(0.09, 0.06, 0.06)),
     (BUT + "better in the largest batch too", "batch-size", batch_size(0.05, 0.04, 0.04)),
