@@ -114,7 +114,7 @@ def grouped(rows: Sequence[dict]) -> Groups:
     return found
 
 
-def in_order(groups: Groups) -> dict[str, str]:
+def better_schedules(groups: Groups) -> dict[str, str]:
     """By method its better schedule, in the order of the validation error (median) under it: test chooses nothing."""
     found: dict[str, str] = {}
     for method, schedule in sorted(groups, key=lambda key: median(groups[key], "error/val")):
@@ -184,6 +184,7 @@ def difference_cells(one: Difference | None) -> list[str]:
 VERDICT_NOTE = (
     "Differences of test errors, paired by fold: Hodges-Lehmann estimate, with the 95 % interval of the exact signed-"
     "rank test. Won: folds with a lower error, ties half. p: of that test, corrected for the number of rows (Holm). "
+    "The interval is not corrected, so it may leave out 0 where the verdict is undecided. "
     f"Better or worse: p < 0.05; equal: the 90 % interval is within ±{100 * MARGIN:g} points; < {100 * MARGIN:g}: both."
 )
 METHODS_NOTE = (
@@ -206,7 +207,7 @@ COMBINATIONS_NOTE = "Beside the part with the lowest validation error, smaller c
 
 def method_tables(groups: Groups) -> dict[str, list[str]]:
     """By name of its file: both schedules side by side, the tests behind that, and a line a method for a reader."""
-    order, schedules = in_order(groups), list(dict.fromkeys(schedule for _, schedule in groups))
+    order, schedules = better_schedules(groups), list(dict.fromkeys(schedule for _, schedule in groups))
     pairs = [(method, PLAIN, schedule) for method, schedule in groups if method in order and method != PLAIN]
     sides, tests, best, found = [], [], [], compare_pairs(groups, pairs)
     for method, better in order.items():
@@ -217,8 +218,9 @@ def method_tables(groups: Groups) -> dict[str, list[str]]:
             sides[-1] += [f"{np.median(errors):.2f} ({np.mean(errors):.2f})", said[0], said[-1]]
             diverged = sum(run["status"] == "diverged" for run in runs)
             folds = f"{len(runs)} ({diverged} diverged)" if diverged else str(len(runs))
-            val, seconds = at_median(runs, "error/val"), at_median(runs, "seconds", 1, 0)
-            tests.append([method, schedule, folds, val, *said, seconds])
+            val = [100 * run["error/val"] for run in runs]
+            both = f"{np.median(val):.2f} ({np.mean(val):.2f})"
+            tests.append([method, schedule, folds, both, *said, at_median(runs, "seconds", 1, 0)])
         runs = groups[method, better]
         test = at_median(runs, "error/test"), at_median(runs, "loss/test", 1, 3)
         best.append([method, better, *test, f"`{runs[0]['command']}`"])
@@ -227,7 +229,7 @@ def method_tables(groups: Groups) -> dict[str, list[str]]:
     short = ["method", "better schedule", "test error in %", "test cost", "command"]
     return {
         "methods": markdown_table(["method", *header], sides, f"{provenance(groups)} {METHODS_NOTE}"),
-        "tests": markdown_table(below, tests, VERDICT_NOTE),
+        "tests": markdown_table(below, tests, f"Validation error: median and mean. {VERDICT_NOTE}"),
         "best": markdown_table(short, best, BEST_NOTE),
     }
 
@@ -255,7 +257,7 @@ def costs_table(groups: Groups) -> list[str]:
     }  # fmt: skip
     rows = [
         [method, schedule, *(at_median(runs, column, *how) for column, (_, *how) in columns.items())]
-        for method in in_order(groups)
+        for method in better_schedules(groups)
         for (name, schedule), runs in groups.items()
         if name == method
     ]
@@ -285,7 +287,7 @@ def write_report(folder: Path, parts: dict[str, Sequence[str]]) -> list[str]:
     for name, lines in tables.items():
         write_text(folder / f"{name}.md", "\n".join(lines) + "\n")
     with figures.reproducible_figures():
-        figures.save_figure(figures.draw_methods(groups, list(in_order(groups))), folder / "methods")
+        figures.save_figure(figures.draw_methods(groups, list(better_schedules(groups))), folder / "methods")
         if "curves" in found:
             figures.save_figure(figures.draw_costs(found["curves"], groups), folder / "curves")
         if "reliability" in found:

@@ -253,7 +253,7 @@ def test_everything_without_a_part_stands_beside_everything_alone():
     noise, penalty = (cells(lines, f"everything - {part}") for part in ("noise", "L2"))
     assert (noise["beside"], noise["verdict"], penalty["verdict"]) == ("everything", "worse", "worse, < 0.25")
     assert penalty["p"] == noise["p"] == f"{2 * 2 / 2**7:.3f}", "two tests are one family"
-    assert list(report.in_order(report.grouped(found))) == [PLAIN, "everything"]
+    assert list(report.better_schedules(report.grouped(found))) == [PLAIN, "everything"]
 
 
 def test_runs_become_files(tmp_path):
