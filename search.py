@@ -3,7 +3,7 @@
 python search.py --trials 60 --workers 2
 python search.py --norm batch --search lr,l2,dropout --study with-batch-norm
 
-Who is at work beside a trial decides what the sampler knows, so another number of workers finds other trials.
+The sampler knows which trials are over and which are running, so another number of workers finds other trials.
 """
 
 import re
@@ -51,7 +51,7 @@ class SearchOptions:
     scheduler: str = ""  # such as tcp://host:8786, to use the machines that run `dask worker` instead
     studies_dir: Folder = "studies"  # the study is kept in search/<study> in there
     prune: bool = True  # stop hopeless trials early
-    confirm: Annotated[int, between(0, len(COMPARISON_FOLDS))] = 0  # run the best on so many other folds
+    confirm: Annotated[int, between(0, len(COMPARISON_FOLDS))] = 0  # run the best on so many other folds, 6 or more
 
     def __post_init__(self):
         if not re.fullmatch(r"(?!\.)[\w.-]+", self.study):
@@ -98,8 +98,8 @@ def suggest(trial: optuna.Trial | FixedTrial, fixed: Config, searched: Collectio
     return replace(fixed, **found)
 
 
-def objective(trial: optuna.Trial, folder: Path, options: SearchOptions) -> float:
-    """Trains one trial: its lowest validation cost. The test set is not even read."""
+def trial_cost(trial: optuna.Trial, folder: Path, options: SearchOptions) -> float:
+    """Trains one trial: its lowest validation cost. The test images stay aside."""
     config = suggest(trial, options.config, options.searched)
 
     def report_cost(row: dict, best: dict) -> None:
@@ -146,7 +146,7 @@ def search(options: SearchOptions) -> optuna.Study:
             raise StudyError(f"study {options.study}: begun with {other}; take another name, or its settings")
         study.set_user_attr("settings", settings)
         cluster.run_trials(
-            partial(objective, options=options), study, options.folder, trials=options.trials,
+            partial(trial_cost, options=options), study, options.folder, trials=options.trials,
             settings_of=lambda trial: settings | asdict(suggest(trial, options.config, options.searched)),
             open_study=partial(open_study, options), workers=options.workers, scheduler=options.scheduler,
             describe=lambda study: f"best cost {study.best_value:.4f}" if complete(study) else "", preload=["search"],
@@ -188,7 +188,7 @@ def describe(study: optuna.Study, options: SearchOptions) -> list[str]:
 
 
 def confirm(study: optuna.Study, options: SearchOptions) -> list[str]:
-    """Runs the settings given and the best trial on folds that the search never saw; paragraphs on how they compare."""
+    """Paragraphs on the best trial beside the settings given, on folds on which the search did not train."""
     best, folds = study.best_trial, COMPARISON_FOLDS[: options.confirm]
     methods = {"the settings given": options.config}
     methods[f"trial {best.number}"] = suggest(FixedTrial(best.params), options.config, options.searched)
@@ -210,7 +210,7 @@ def confirm(study: optuna.Study, options: SearchOptions) -> list[str]:
     header = ["", "validation cost", "val error %", "test error %", *report.DIFFERENCE_HEADER]
     note = "Each run at its lowest validation cost, that on fold k with seed k: means over the folds, 95 % intervals. "
     return [
-        f"## Confirmed on folds {folds[0]} to {folds[-1]}, which the search never saw",
+        f"## Confirmed on folds {folds[0]} to {folds[-1]}, on which the search did not train",
         "\n".join(report.markdown_table(header, rows)),
         note + report.VERDICT_NOTE,
     ]

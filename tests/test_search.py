@@ -16,7 +16,7 @@ from test_cluster import command, said, until
 import data
 import search
 import train
-from search import SEARCHABLE, SearchOptions, objective, suggest
+from search import SEARCHABLE, SearchOptions, suggest, trial_cost
 from support import cluster
 from support.space import SPACE
 from train import Config
@@ -75,7 +75,7 @@ def one_trial(options, parameters, study=None):
     study = study or optuna.create_study()
     study.enqueue_trial(parameters)
     folder = options.folder / f"{len(study.trials)}"
-    study.optimize(lambda trial: objective(trial, folder, options), n_trials=1, catch=cluster.Failed)
+    study.optimize(lambda trial: trial_cost(trial, folder, options), n_trials=1, catch=cluster.Failed)
     return study.trials[-1], folder
 
 
@@ -260,7 +260,7 @@ def test_a_whole_search_its_report_and_confirmation(in_process, tmp_path, capsys
     )
     errors = [[100 * run["best"]["error/test"] for run in kind] for kind in kinds]
     assert f" {np.mean(errors[0]):.2f} ± " in given and f" {np.mean(errors[1]):.2f} ± " in trial
-    assert re.search(r"/6 .* (better|worse|equal|undecided)", trial) and "folds 3 to 8, which the search never" in text
+    assert re.search(r"/6 .* (better|worse|equal|undecided)", trial) and "on folds 3 to 8, on which" in text
 
     trained = contents(folder / "confirm/runs")
     search.main(line(tmp_path, "--epochs", 10, "--trials", 4, "--confirm", 2))
