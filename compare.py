@@ -75,9 +75,9 @@ WEAKENED = dict.fromkeys((*SHAPES, "elastic"), (0.3, 1.1, False)) | dict.fromkey
 TOGETHER = dict.fromkeys((*SHAPES, "elastic"), "geometry") | dict.fromkeys(("l2", "noise"), "l2, noise")
 
 POINTS = 16  # of each method's design; a power of two, for Sobol's balance
-ANNEALED = "one-cycle"  # under which alone everything loses a part
+ANNEALED = "one-cycle"  # the only schedule under which "everything" is run without one of its parts
 PUBLISHED = Path(__file__).parent / "figures" / "compare"
-TUNED_FILE = PUBLISHED.parent / "tuning" / "tuned.csv"  # what --tune has found so far, and what is compared
+TUNED_FILE = PUBLISHED.parent / "tuning" / "tuned.csv"  # what is published of --tune, and what is compared
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
@@ -192,7 +192,7 @@ def halve(rows: list[dict], known: dict[tuple[str, int], tuple[float, str]]) -> 
 def measure(groups: Sequence[list[dict]], known: dict, base: Config, options: PlannedOptions) -> None:
     """Runs what `halve` asks for until it has chosen in each of `groups`; `known` grows by what was measured.
 
-    The test set is not even read.
+    The test images stay aside.
     """
     while missing := [one for group in groups for one in halve(group, known)]:
         configs = [replace(base, **row["settings"], fold=fold, seed=fold) for row, fold in missing]

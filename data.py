@@ -17,7 +17,7 @@ import torch
 from support.files import DataError, fetch_mnist, read_folder
 
 FOLDS = 20  # 5 % is one twentieth
-TUNING_FOLDS = (0, 1, 2)  # the only ones that choose anything
+TUNING_FOLDS = (0, 1, 2)  # the only ones that tune settings
 COMPARISON_FOLDS = range(len(TUNING_FOLDS), FOLDS)
 FRACTIONS = (0.001, 0.95)  # of the training images; above 0.95, less than a whole block would be left to validate
 FOLD_SEED = 1998  # of the cut into folds alone: every run, whatever its seed, sees the same twenty blocks

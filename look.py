@@ -3,7 +3,7 @@
     python look.py runs/recipe runs/dropout-l2
     python look.py runs/recipe --image seven.png
 
-What the test images show is there to be understood; who chooses a setting by it has no test images any more.
+Do not choose a setting by the test images: then they are no test any more.
 """
 
 import sys

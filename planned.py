@@ -1,6 +1,6 @@
 """Planned runs, which compare.py and sentences.py share: each is done once, by whatever worker, and what is kept of it.
 
-    found = run_plans([plan(config) for config in configs], options)  # what `train_planned` returned for each
+    over = run_plans([plan(config) for config in configs], options)  # .result: what `train_planned` returned
 
 All are kept in the study `compare` of --studies-dir.
 """
@@ -78,7 +78,7 @@ def plan(config: Config, splits: Sequence[str] = data.SPLITS, **kind) -> dict:
 
 
 def run_plans(payloads: Sequence[dict], options: PlannedOptions) -> list[cluster.Finished]:
-    """What `train_planned` returned for each of `payloads`, made by `plan`; only what is missing is run."""
+    """The runs of `payloads`, made by `plan`, with what `train_planned` returned; only what is missing is run."""
     function = partial(train_planned, where={name: getattr(options, name) for name in WHERE})
     more = {"workers": options.workers, "scheduler": options.scheduler, "label": label_of, "preload": ["planned"]}
     runs = cluster.run_all(function, payloads, study_folder(options), **more)
@@ -101,7 +101,7 @@ def label_of(payload: dict) -> str:
 
 
 def choice(options: PlannedOptions) -> list[str]:
-    """What of the results that are wanted is not what holds by default, as words."""
+    """The options that differ from their defaults, as words for the name of a folder."""
     wanted = [one for one in fields(options) if one.name in ("tune", "methods", "folds", "epochs")]
     given = {one.name: getattr(options, one.name) for one in wanted if getattr(options, one.name) != one.default}
     words = [name if value is True else f"{name}={as_text(value)}" for name, value in given.items()]
@@ -209,7 +209,7 @@ def reliability(logits: torch.Tensor, labels: torch.Tensor) -> list[list[float]]
 def averaged_networks(config: Config, folder: Path, counts: Sequence[int]) -> dict[str, dict]:
     """By k of `counts`: test error of the mean softmax output of k networks, which differ in their seeds.
 
-    It is itself a mean over all disjoint groups of k of the max(counts) networks.
+    It is itself a mean over disjoint groups of k of the max(counts) networks, in the order of their seeds.
     """
     shares, seconds = [], []
     for network in range(1, max(counts) + 1):

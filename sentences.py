@@ -83,8 +83,8 @@ AT_DEFAULT = {"lr": 1e-3, "schedule": "constant"} | ONE_LOOK
 
 SENTENCES = (
     Sentence("fraction", "Regularisation shows an effect only where the training images are few, such as 5 %.",
-        f"10,000 updates under one-cycle, as tuned on 5 %; on 90 % also as retuned there, on the folds 0 to 2, with "
-        f"{RETUNED_POINTS} points a method and those taken over (fraction-tuned.csv).",
+        "About 10,000 updates under one-cycle, as tuned on 5 %; on 90 % also as retuned there, on the folds 0 to 2, "
+        f"with {RETUNED_POINTS} points a method and those taken over (fraction-tuned.csv).",
         [Sweep(method, "fraction", SHARES, {}, method) for method in RETUNED_METHODS]
         + [Sweep(method + RETUNED, "fraction", (LARGEST,), {}, method) for method in RETUNED_METHODS],
         ("error/test", "ratio")),
@@ -94,7 +94,7 @@ SENTENCES = (
         + [Sweep(f"{method} (lr 0.001)", *axis, AT_DEFAULT) for method, axis in PENALTIES.items()],
         ("rms", "small", "loss/train", "error/test")),
     Sentence("dropout", "Dropout comes close to averaging several networks that were trained apart, and costs less.",
-        "As tuned under each schedule, networks of one fold and other seeds; mean over all groups of so many of them.",
+        "As tuned under each schedule, networks of one fold and other seeds; mean over disjoint groups of so many.",
         [Sweep(method, "networks", many, {}, method) for method, many in AVERAGED.items()]
         + [Sweep(one + CONSTANT, "networks", AVERAGED[one], {}, one, "constant") for one in (PLAIN, "dropout")],
         ("error/test",)),
@@ -102,7 +102,7 @@ SENTENCES = (
         "300 epochs at a constant learning rate, otherwise the class's recipe.",
         normalised("lr", spaced(1e-4, 1, 9), evaluations=30), ("epochs to cost", "never", "error/test"), epochs=300),
     Sentence("batch-size", "Layer norm serves where there is little data to estimate mean and variance from.",
-        "10,000 updates at a constant learning rate of 0.001, otherwise the class's recipe.",
+        "About 10,000 updates at a constant learning rate of 0.001, otherwise the class's recipe.",
         normalised("batch_size", (2, 4, 10, 30, 100, 300)), ("error/test",)),
     Sentence("rotation", "Transformations help as long as they do not change the class.",
         "The plain network, as tuned under one-cycle, with every training image turned by up to so many degrees.",

@@ -64,10 +64,10 @@ class Config:
     norm: Literal["none", "batch", "layer"] = "none"  # normalisation between a hidden linear layer and its ReLU
     l1: Annotated[float, between(0, 1000)] = 0.0  # strength of the penalty sum |w|; try 1e-5
     l2: Annotated[float, between(0, 1000)] = 0.0  # strength of the penalty sum w**2; try 1e-4 to 1e-3
-    weight_decay: Annotated[float, between(0, 1000)] = 0.0  # decoupled: an update takes lr * weight_decay * w off w
+    weight_decay: Annotated[float, between(0, 1000)] = 0.0  # an update takes lr * weight_decay * w off w, as in AdamW
     # augmentation, drawn for every image of every batch
     noise: Annotated[float, between(0, 100)] = 0.0  # deviation of Gaussian noise on the pixels, in [0, 1]; try 0.3
-    rotate: Annotated[float, between(0, 180)] = 0.0  # degrees, either way; try 15: from 60 on a 6 may become a 9
+    rotate: Annotated[float, between(0, 180)] = 0.0  # degrees, either way; try 15: beyond 90 a 6 may become a 9
     zoom: Annotated[float, between(0, 0.9)] = 0.0  # factor between 1 - zoom and 1 + zoom; try 0.2
     shift: Annotated[float, between(0, 1000)] = 0.0  # pixels along each axis, either way; try 2
     shear: Annotated[float, between(0, 10)] = 0.0  # slope, either way; try 0.2

@@ -1,4 +1,4 @@
-"""Where search.py and compare.py look for a setting: from, to, and whether on a logarithmic scale."""
+"""Where search.py looks for a setting: from, to, and whether on a logarithmic scale; compare.py changes some."""
 
 SPACE = {
     "lr": (3e-4, 3e-2, True),

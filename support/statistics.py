@@ -124,9 +124,8 @@ def verdict(differences: Sequence[float], p: float, tests: int = 1) -> str:
     """`differences` in words, with `p` from their signed-rank test, adjusted for how many `tests` are made.
 
     "better" or "worse", the sign of the sum of ranks, if p is below 5 %; "equal" if the 90 % interval lies within
-    MARGIN (two one-sided tests at 5 % each, Schuirmann 1987); else "undecided". "better" speaks of the sign and "equal"
-    of the size, so a difference may be both, and neither rule wins: "better, < 0.25". Folds are too few where not even
-    differences of one sign could make p so low.
+    MARGIN (two one-sided tests at 5 % each, Schuirmann 1987); else "undecided". A difference can be clear and small at
+    once: "better, < 0.25". Folds are too few where not even differences of one sign could make p so low.
     """
     n = len(differences)
     _, low, high = hodges_lehmann(differences, 0.90)
