@@ -8,7 +8,7 @@ All are kept in the study `compare` of --studies-dir.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -73,7 +73,7 @@ def dataset_of(config: Config) -> data.Dataset:
 
 def plan(config: Config, splits: Sequence[str] = data.SPLITS, **kind) -> dict:
     """What tells a run from all others: its settings, its data, and its `kind`, one of RUNNERS."""
-    settings = {name: value for name, value in differences(config).items() if name not in WHERE}
+    settings = {name: value for name, value in asdict(config).items() if name not in WHERE}
     return {"settings": settings, "splits": list(splits), "data_sha256": dataset_of(config).sha256} | kind
 
 
@@ -96,8 +96,8 @@ def study_folder(options) -> Path:
 
 def label_of(payload: dict) -> str:
     """For the name of a run's folder, as TensorBoard shows it."""
-    settings = {name: value for name, value in payload["settings"].items() if name not in ONE_LOOK}
-    return "_".join(f"{name}={as_text(value)}" for name, value in settings.items())[:150]
+    settings = differences(Config(**payload["settings"]))
+    return "_".join(f"{name}={as_text(settings[name])}" for name in settings if name not in ONE_LOOK)[:150]
 
 
 def choice(options: PlannedOptions) -> list[str]:

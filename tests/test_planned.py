@@ -1,6 +1,6 @@
 """planned.py: what is kept of a run, of averaged networks; on the digits."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ WHERE = {"data": "digits", "device": "cpu"}
 
 def test_other_data_than_those_of_the_plan_are_refused(tmp_path):
     payload = plan(Config(data="digits", device="cpu", epochs=2), ("train", "val"))
+    assert len(payload["settings"]) == len(fields(Config)) - len(WHERE) - 1, "another default is another run"
     with pytest.raises(RunError, match="the data are others"):
         train_planned(payload | {"data_sha256": "0"}, tmp_path, WHERE)
     assert not list(tmp_path.iterdir())
