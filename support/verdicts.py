@@ -95,17 +95,24 @@ def judge_fraction(rows: Sequence[dict]) -> tuple[str, list[str]]:
 
 
 def judge_lambda(rows: Sequence[dict]) -> tuple[str, list[str]]:
-    """Spearman's correlation of strength and the weights' rms, line by line: holds below 0, does not above -0.1.
+    """Spearman's correlation of strength and the weights' rms, line by line: holds below 0, does not above -0.1; with a
+    condition where the rms at some strength over that without a penalty is above 1.
     Before: Page's trend test, with a condition where a mean rose at any step; it held, but for five such lines."""
-    parts, numbers = {}, []
+    parts, numbers, remarks = {}, [], []
     for method in by_method(rows):
-        sizes = np.array(list(by_value(rows, method, "rms").values()))
-        sizes = sizes[~np.isnan(sizes).any(1)]  # strengths at which no run diverged
-        found = interval(np.array([stats.spearmanr(range(len(line)), line).statistic for line in sizes.T]))
-        first, whole = (ratio(sizes[place], sizes[0]) for place in (1, -1))
-        numbers.append(f"{method}: correlation {found}, rms times {first:.3g} at the first step, {whole:.3g} in all")
+        by_strength = by_value(rows, method, "rms")
+        sizes = {strength: line for strength, line in by_strength.items() if not np.isnan(line).any()}  # none diverged
+        lines = np.array(list(sizes.values())).T
+        found = interval(np.array([stats.spearmanr(range(len(line)), line).statistic for line in lines]))
+        none, weakest, *_, strongest = lines.mean(0)
+        ends = f"rms {none:.3g} without, {weakest:.3g} at the weakest, {strongest:.3g} at the strongest"
+        numbers.append(f"{method}: correlation {found}, {ends}")
         parts[method] = falls(found, 0.1)
-    return overall(parts), numbers
+        larger = {strength: ratio(line, lines[:, 0]) for strength, line in sizes.items()}
+        said = [f"{beside.mean:.2g} times at {strength:g}" for strength, beside in larger.items() if beside.low > 1]
+        if said and parts[method] == HOLDS:
+            remarks.append(f"they grow with {method}: {', '.join(said)}")
+    return overall(parts, remarks), numbers
 
 
 def judge_dropout(rows: Sequence[dict]) -> tuple[str, list[str]]:

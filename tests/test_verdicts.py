@@ -79,6 +79,7 @@ CASES = [
     (BUT + "only L2; not elastic", "fraction", fraction((0.06, 0.05), (0.02, 0.016))),
     (UNDECIDED, "fraction", fraction((0.06, 0.05), (0.02, 0.021), noise=0.5)),
     (HOLDS, "lambda", strengths(FALLING, FALLING)),
+    (BUT + "they grow with L2: 1.4 times at 1e-06", "lambda", strengths(FALLING, (0.5, 0.7, 0.3, 0.2))),
     (HOLDS_NOT, "lambda", strengths(RISING, RISING)),
     (BUT + "only L1; not L2", "lambda", strengths(FALLING, RISING)),
     (UNDECIDED, "lambda", strengths(FLAT, FLAT, noise=0.1)),
@@ -117,7 +118,7 @@ def test_verdict(word, name, rows):
 
 NUMBERS = [
     ("fraction", fraction((0.06, 0.05), (0.01, 0.02)), "L2 (retuned): ratio 0.5 ["),
-    ("lambda", strengths(FALLING, RISING), "L1: correlation -1.00 [-1.00, -1.00], rms times 0.8 ["),
+    ("lambda", strengths(FALLING, RISING), "L1: correlation -1.00 [-1.00, -1.00], rms 0.5 without"),
     ("dropout", dropout(0.062), "one-cycle: dropout beside the mean of 2 plain: -0.3"),
     ("normalisation", normalisation(10, 20, 30, 40), "batch norm beside none: epochs times 0.1 ["),
     ("rotation", rotation(0.04, 0.09, 3e-3), "180 beside 15: +5.00 ["),
