@@ -26,7 +26,7 @@ import data
 from data import COMPARISON_FOLDS, TUNING_FOLDS
 from support import cluster, figures, report, statistics
 from support.cluster import Failed, StudyError
-from support.run import RunError, command, warn
+from support.run import RunError, alone, command, warn
 from support.shell import Folder, as_text, between, checked, errors_in_one_line, flag, parse
 from support.space import SPACE
 from train import Config, resolved, train
@@ -138,7 +138,7 @@ def search(options: SearchOptions) -> optuna.Study:
     """Runs trials until `options.trials` are finished. Data set and device of its config are resolved."""
     settings = asdict(options.config) | {"data_sha256": data.load(options.config.data, options.config.data_dir).sha256}
     settings |= {"search": ",".join(options.searched), "prune": options.prune, "hidden": list(options.config.hidden)}
-    with cluster.alone(options.folder):
+    with alone(options.folder):
         study = open_study(options)
         begun = study.user_attrs.get("settings", settings)
         if names := [name for name in settings if begun.get(name) != settings[name]]:

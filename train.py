@@ -267,7 +267,7 @@ def train(
     state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     streams = {"order": order, "augmentation": augmentation}
 
-    with run.machine(config), run.RunFolder(Path(folder), run.identity_of(config, dataset, model)) as opened:
+    with run.machine(config), run.opened_run(Path(folder), run.identity_of(config, dataset, model)) as opened:
         if opened.result:
             return opened.result
         run.check_batches(config, sizes["train"])
@@ -369,7 +369,7 @@ def launch(options: TrainOptions, trainer: Callable[..., dict], script: str) -> 
     else:
         config, dataset = resolved(options.config)
         run.warn(dataset)  # before and after: one of the two will be seen
-        folder = run.new_folder(options.runs_dir, options.name, run.run_name(config))
+        folder = Path(options.runs_dir, options.name or f"{run.run_name(config)}-{time.strftime('%Y%m%d-%H%M%S')}")
     result = trainer(config, folder)
     run.summarize(result, config, script)
     run.warn(dataset)

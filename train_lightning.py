@@ -241,8 +241,9 @@ def train_lightning(config: Config, folder: str | Path, quiet: bool = False, dev
     device, first = trainer.strategy.root_device, trainer.is_global_zero
     torch.manual_seed(train.random_streams(config.seed, device)[0])
     module, datamodule = LitMLP(config, dataset), MNISTData(config)
-    opened = run.RunFolder(Path(folder), module.identity)
-    with run.machine(config), opened if first else contextlib.nullcontext(opened.read()):
+    place = Path(folder), module.identity
+    whole = run.opened_run(*place) if first else contextlib.nullcontext(run.RunFolder(*place))
+    with run.machine(config), whole as opened:
         if opened.result:
             return opened.result
         last = opened.path / "last.pt"

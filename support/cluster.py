@@ -35,7 +35,7 @@ from optuna.storages.journal import JournalFileBackend
 from tqdm.auto import tqdm
 
 from support import shell
-from support.run import read_json, write_json
+from support.run import alone, read_json, write_json
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 ATTEMPTS = 3  # so many in a row may fail by no fault of their own before the command gives up
@@ -126,17 +126,6 @@ class Journal(JournalFileBackend):
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Inside, no other command works in `folder`, which is made; StudyError if one does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise StudyError(f"{folder}: another command is at work here; wait until it has finished") from None
-
-
-@contextlib.contextmanager
 def connected(workers: int, scheduler: str, preload: Sequence[str]) -> Iterator[tuple[Client, threading.Event]]:
     """A client of the cluster at `scheduler` or of one's own, and what Ctrl-C and SIGTERM set, however often."""
     be_quiet()
@@ -219,8 +208,8 @@ def run_all(
     Payloads and what the function returns JSON can hold; two runs differ in their payloads, or are one. Workers import
     the function, so it must not live in `__main__`, and begin with the modules `preload`. `label` is for the eye.
 
-    Raises StudyError if another command is at work in `folder`, if runs keep failing by no fault of their own, or if
-    the scheduler is lost; KeyboardInterrupt for Ctrl-C and SIGTERM, once all that runs here has saved and stopped.
+    Raises RunError if another command is at work in `folder`; StudyError if runs keep failing by no fault of their own,
+    or the scheduler is lost; KeyboardInterrupt for Ctrl-C and SIGTERM, once all that runs here has saved and stopped.
     """
     names = [re.sub(r"[^\w=.+]+", "-", label(payload)).strip("-.") + f"-{digest(payload)}" for payload in payloads]
     kept = [folder.resolve() / "runs" / name.lstrip("-") / "kept.json" for name in names]

@@ -18,7 +18,6 @@ import platform
 import re
 import shlex
 import sys
-import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -124,59 +123,34 @@ def write_checkpoint(path: Path, value: Mapping) -> None:
         beside.write_bytes(buffer.getbuffer())
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process works in `folder`, which is made; RunError if one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise RunError(f"{folder}: another process is at work here; wait, or take another name") from None
+
+
 class RunFolder:
-    """The folder of the run with `identity`, as a context: inside, no other process may work on the run.
+    """The folder of the run with `identity`; RunError if it holds another run.
 
     Attributes:
-        path: where it is; made if it is not there.
+        path: where it is.
         result: what the run returned, if it is over; then the folder is only read.
-
-    Raises RunError with one line if the folder holds another run, or one that is being worked on.
     """
 
     def __init__(self, path: Path, identity: dict):
-        self.path, self.identity = path, identity
-        self.lock = FileLock(path / ".lock", timeout=0)
-        self.result: dict | None = None
-
-    def __enter__(self) -> "RunFolder":
-        self.read()
-        if self.result:
-            return self
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.lock.acquire()
-        except Timeout:
-            raise RunError(f"{self.path}: another process is at work on this run; wait, or take another name") from None
-        except (OSError, NotImplementedError) as error:
-            reason = getattr(error, "strerror", None) or "its file system has no locks, as some network drives"
-            raise RunError(f"{self.path}: cannot be used ({reason}); choose another --runs-dir") from None
-        try:
-            self.read()  # again: it may have ended, or begun, before the lock was ours
-            if not self.result:
-                for half_written in self.path.glob(".*.tmp"):
-                    half_written.unlink()
-                found = {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
-                if found and not found & {"config.json", "last.pt", "result.json"}:
-                    raise RunError(f"{self.path}: holds other things than a run; choose another --name")
-                write_json(self.path / "config.json", self.identity)
-        except BaseException:
-            self.lock.release()
-            raise
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.lock.release()
-
-    def read(self) -> None:
-        """Whose folder it is, and the result, if there is one."""
-        config, result = self.path / "config.json", self.path / "result.json"
+        self.path, self.identity, self.result = path, identity, None
+        config, result = path / "config.json", path / "result.json"
         if config.exists():
-            check_identity(config, read_json(config), self.identity)
+            check_identity(config, read_json(config), identity)
         if result.exists():
             found = read_json(result)
-            check_identity(result, found.pop("identity", None), self.identity)
-            self.result = found | {"folder": str(self.path)}
+            check_identity(result, found.pop("identity", None), identity)
+            self.result = found | {"folder": str(path)}
 
     def write_rows(self, rows: list[Row]) -> None:
         with replacing(self.path / "metrics.csv") as beside, beside.open("w", newline="") as file:
@@ -219,16 +193,23 @@ class RunFolder:
         return result | {"folder": str(self.path)}
 
 
-def new_folder(runs_dir: str, name: str, settings: str) -> Path:
-    """The folder `name` in `runs_dir`, or, without a name, a new one that is called after `settings` and the time."""
-    if Path(name).name != name or name == "..":
-        raise RunError(f"--name {name}: allowed is the name of a folder, without slashes; its place is --runs-dir")
-    folder = Path(runs_dir, name or f"{settings}-{time.strftime('%Y%m%d-%H%M%S')}")
-    try:
-        folder.mkdir(parents=True, exist_ok=bool(name))
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be made ({error.strerror}); give a --name, or another --runs-dir") from None
-    return folder
+@contextlib.contextmanager
+def opened_run(path: Path, identity: dict) -> Iterator[RunFolder]:
+    """The folder of a run, which is made; inside, no other process works on it, unless it is over and only read."""
+    folder = RunFolder(path, identity)
+    if folder.result:
+        yield folder
+        return
+    with alone(path):
+        folder = RunFolder(path, identity)  # again: it may have begun, or ended, before the lock was ours
+        if not folder.result:
+            for half_written in path.glob(".*.tmp"):
+                half_written.unlink()
+            found = {one.name for one in path.iterdir() if not one.name.startswith(".")}
+            if found and not found & {"config.json", "last.pt", "result.json"}:
+                raise RunError(f"{path}: holds other things than a run; choose another --name")
+            write_json(path / "config.json", identity)
+        yield folder
 
 
 # --- random streams and the machine ----------------------------------------------------------------------------------

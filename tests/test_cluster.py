@@ -16,7 +16,7 @@ from helpers import ROOT
 
 from support import cluster, shell
 from support.cluster import Failed, Journal, StudyError, run_all
-from support.run import RunError
+from support.run import RunError, alone
 from train import Config, train
 
 PRELOAD = ["test_cluster"]
@@ -135,7 +135,7 @@ def test_what_keeps_failing_ends_the_command_and_is_not_final(tmp_path):
 
 
 def test_a_second_command_and_a_scheduler_that_is_none_are_refused(tmp_path):
-    with cluster.alone(tmp_path / "study"), pytest.raises(StudyError, match="study: another command is at work here"):
+    with alone(tmp_path / "study"), pytest.raises(RunError, match="study: another process is at work here"):
         run_all(work, [{"n": 0}], tmp_path / "study")
     with pytest.raises(StudyError, match=r"^nowhere://x: out of reach"):
         run_all(work, [{"n": 0}], tmp_path / "study", scheduler="nowhere://x")

@@ -18,6 +18,7 @@ import search
 import train
 from search import SEARCHABLE, SearchOptions, suggest, trial_cost
 from support import cluster
+from support.run import alone
 from support.space import SPACE
 from train import Config
 
@@ -183,9 +184,9 @@ def test_a_study_of_the_same_name_with_other_settings_is_refused(in_process, tmp
         code, message = refused(capfd, search.main, *place, *other.split())
         assert code == 1 and words in message
     same = [*place, "--epochs", "5", "--search", "norm,lr"]
-    with cluster.alone(tmp_path / "search/search"):
+    with alone(tmp_path / "search/search"):
         code, message = refused(capfd, search.main, *same)
-    assert code == 1 and "another command is at work here" in message
+    assert code == 1 and "another process is at work here" in message
     search.main(same)
     assert contents(tmp_path / "search/search/runs") == before and len(load(tmp_path).trials) == 1
 
