@@ -71,10 +71,10 @@ def dataset_of(config: Config) -> data.Dataset:
     return data.load(config.data, config.data_dir)
 
 
-def plan(config: Config, splits: Sequence[str] = data.SPLITS, **kind) -> dict:
-    """What tells a run from all others: its settings, its data, and its `kind`, one of RUNNERS."""
+def plan(config: Config, splits: Sequence[str] = data.SPLITS, **more) -> dict:
+    """What tells a run from all others: its settings, its data, and of how many `networks` the output is averaged."""
     settings = {name: value for name, value in asdict(config).items() if name not in WHERE}
-    return {"settings": settings, "splits": list(splits), "data_sha256": dataset_of(config).sha256} | kind
+    return {"settings": settings, "splits": list(splits), "data_sha256": dataset_of(config).sha256} | more
 
 
 def run_plans(payloads: Sequence[dict], options: PlannedOptions) -> list[cluster.Finished]:
@@ -124,8 +124,9 @@ def train_planned(payload: dict, folder: Path, where: dict) -> dict:
     config = Config(**where, **payload["settings"])
     if dataset_of(config).sha256 != payload["data_sha256"]:
         raise RunError("the data are others than those that this run was planned with")
-    kind = next(name for name in RUNNERS if name in payload)
-    return RUNNERS[kind](config, folder, payload[kind])
+    if "networks" in payload:
+        return averaged_networks(config, folder, payload["networks"])
+    return one_network(config, folder, payload["splits"])
 
 
 def one_network(config: Config, folder: Path, splits: Sequence[str] = data.SPLITS) -> dict:
@@ -226,7 +227,3 @@ def averaged_networks(config: Config, folder: Path, counts: Sequence[int]) -> di
         errors = [(group.argmax(dim=1) != labels).double().mean().item() for group in groups]
         found[str(k)] = {"error/test": float(np.mean(errors)), "seconds": k * float(np.mean(seconds))}
     return found
-
-
-# By the word in a plan: which function makes it; the last one is the ordinary kind.
-RUNNERS = {"networks": averaged_networks, "splits": one_network}

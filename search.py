@@ -26,7 +26,7 @@ import data
 from data import COMPARISON_FOLDS, TUNING_FOLDS
 from support import cluster, figures, report, statistics
 from support.cluster import Failed, StudyError
-from support.run import RunError, alone, command, warn
+from support.run import RunError, alone, check_identity, command, warn
 from support.shell import Folder, as_text, between, checked, errors_in_one_line, flag, parse
 from support.space import SPACE
 from train import Config, resolved, train
@@ -140,10 +140,7 @@ def search(options: SearchOptions) -> optuna.Study:
     settings |= {"search": ",".join(options.searched), "prune": options.prune, "hidden": list(options.config.hidden)}
     with alone(options.folder):
         study = open_study(options)
-        begun = study.user_attrs.get("settings", settings)
-        if names := [name for name in settings if begun.get(name) != settings[name]]:
-            other = "; ".join(f"{name} {begun.get(name)}, not {settings[name]}" for name in names)
-            raise StudyError(f"study {options.study}: begun with {other}; take another name, or its settings")
+        check_identity(options.folder, study.user_attrs.get("settings", settings), settings)
         study.set_user_attr("settings", settings)
         cluster.run_trials(
             partial(trial_cost, options=options), study, options.folder, trials=options.trials,

@@ -68,10 +68,9 @@ def check_identity(path: Path, found: object, expected: Mapping) -> None:
     if names:
         long = {"data_sha256": "other data", "network": "another network"}
         other = "; ".join(long.get(name, f"{name} {found.get(name)}, not {expected.get(name)}") for name in names)
-        own = ", and one of your own through train(..., make_model=...)" if "network" in names else ""
-        raise RunError(
-            f"{path}: is of a run with {other}; it goes on under its own settings{own}; else take another --name"
-        )
+        own = ", and one of your own through train(..., make_model=...)" * ("network" in names)
+        hint = f"it goes on under its own settings{own}; else take another name"
+        raise RunError(f"{path}: is of a run with {other}; {hint}")
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -3,10 +3,7 @@ import hashlib
 import io
 import re
 import struct
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from threading import Barrier
 
 import numpy as np
 import pytest
@@ -301,24 +298,6 @@ def test_mnist_is_downloaded_once(network, arrays):
     assert len(network.asked) == 4
     load.cache_clear()
     load("mnist")
-    assert len(network.asked) == 4
-
-
-def test_of_two_commands_at_once_one_downloads(network, monkeypatch):
-    both, get = Barrier(2), network.get
-
-    def slow(url, timeout):
-        time.sleep(0.05)  # the other one is at the lock, or past it
-        return get(url, timeout=timeout)
-
-    def command():
-        both.wait(10)
-        files.fetch_mnist()
-
-    monkeypatch.setattr(requests, "get", slow)
-    with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(command) for _ in range(2)]:
-            done.result()
     assert len(network.asked) == 4
 
 

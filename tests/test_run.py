@@ -66,7 +66,7 @@ def test_another_run_is_refused_and_told_what_differs(over, tmp_path):
             finish(folder)
     before = contents(tmp_path)
     for change, words in (
-        ({"lr": 0.2}, "lr 0.1, not 0.2; it goes on under its own settings; else take another --name"),
+        ({"lr": 0.2}, "lr 0.1, not 0.2; it goes on under its own settings; else take another name"),
         ({"hidden": [3], "data_sha256": "abd"}, r"hidden \[3, 2\], not \[3\]; other data; it goes on"),
         ({"network": {"0.weight": [3, 5]}}, "another network; .* one of your own through train"),
     ):

@@ -199,7 +199,7 @@ def test_other_data_are_refused_and_after_the_journal_is_lost_begun_anew(in_proc
     others = replace(digits, train_images=digits.train_images[::-1].copy())
     monkeypatch.setattr(data, "load", lambda *_: others)
     code, message = refused(capfd, search.main, *words)
-    assert code == 1 and "data_sha256" in message
+    assert code == 1 and "other data" in message
     (folder / "journal.log").write_text("12:00 another program\n12:01 it ended\n")
     code, message = refused(capfd, search.main, *words)
     assert code == 1 and "journal.log: damaged or out of reach" in message
