@@ -104,11 +104,10 @@ def judge_lambda(rows: Sequence[dict]) -> tuple[str, list[str]]:
         sizes = {strength: line for strength, line in by_strength.items() if not np.isnan(line).any()}  # none diverged
         lines = np.array(list(sizes.values())).T
         found = interval(np.array([stats.spearmanr(range(len(line)), line).statistic for line in lines]))
-        none, weakest, *_, strongest = lines.mean(0)
-        ends = f"rms {none:.3g} without, {weakest:.3g} at the weakest, {strongest:.3g} at the strongest"
-        numbers.append(f"{method}: correlation {found}, {ends}")
+        means = [f"{line.mean():.3g} at {strength:g}" for strength, line in sizes.items()]
+        numbers.append(f"{method}: correlation {found}, rms {', '.join(means[:2] + means[-1:])}")
         parts[method] = falls(found, 0.1)
-        larger = {strength: ratio(line, lines[:, 0]) for strength, line in sizes.items()}
+        larger = {strength: ratio(line, by_strength[min(by_strength)]) for strength, line in sizes.items()}
         said = [f"{beside.mean:.2g} times at {strength:g}" for strength, beside in larger.items() if beside.low > 1]
         if said and parts[method] == HOLDS:
             remarks.append(f"they grow with {method}: {', '.join(said)}")

@@ -118,7 +118,7 @@ def test_verdict(word, name, rows):
 
 NUMBERS = [
     ("fraction", fraction((0.06, 0.05), (0.01, 0.02)), "L2 (retuned): ratio 0.5 ["),
-    ("lambda", strengths(FALLING, RISING), "L1: correlation -1.00 [-1.00, -1.00], rms 0.5 without"),
+    ("lambda", strengths(FALLING, RISING), "L1: correlation -1.00 [-1.00, -1.00], rms 0.5 at 0, 0.4 at 1e-06"),
     ("dropout", dropout(0.062), "one-cycle: dropout beside the mean of 2 plain: -0.3"),
     ("normalisation", normalisation(10, 20, 30, 40), "batch norm beside none: epochs times 0.1 ["),
     ("rotation", rotation(0.04, 0.09, 3e-3), "180 beside 15: +5.00 ["),
