@@ -369,7 +369,7 @@ def launch(options: TrainOptions, trainer: Callable[..., dict], script: str) -> 
     else:
         config, dataset = resolved(options.config)
         run.warn(dataset)  # before and after: one of the two will be seen
-        folder = Path(options.runs_dir, options.name or f"{run.run_name(config)}-{time.strftime('%Y%m%d-%H%M%S')}")
+        folder = run.new_folder(options.runs_dir, options.name, run.run_name(config))
     result = trainer(config, folder)
     run.summarize(result, config, script)
     run.warn(dataset)

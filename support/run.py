@@ -18,6 +18,7 @@ import platform
 import re
 import shlex
 import sys
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -124,13 +125,21 @@ def write_checkpoint(path: Path, value: Mapping) -> None:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Inside, no other process works in `folder`, which is made; RunError if one does."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Inside, no other process works in `folder`, which is made; RunError if one does, or if it cannot be locked."""
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout:
-        raise RunError(f"{folder}: another process is at work here; wait, or take another name") from None
+        raise RunError(f"{folder}: another process is at work here; wait until it has finished") from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or "its file system has no locks, as some network drives"
+        hint = "choose another --runs-dir, or --studies-dir"
+        raise RunError(f"{folder}: cannot be used ({reason}); {hint}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class RunFolder:
@@ -209,6 +218,13 @@ def opened_run(path: Path, identity: dict) -> Iterator[RunFolder]:
                 raise RunError(f"{path}: holds other things than a run; choose another --name")
             write_json(path / "config.json", identity)
         yield folder
+
+
+def new_folder(runs_dir: str, name: str, settings: str) -> Path:
+    """The folder `name` in `runs_dir`, or, without a name, one that is called after `settings` and the time."""
+    if Path(name).name != name or name == "..":
+        raise RunError(f"--name {name}: allowed is the name of a folder, without slashes; its place is --runs-dir")
+    return Path(runs_dir, name or f"{settings}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 # --- random streams and the machine ----------------------------------------------------------------------------------

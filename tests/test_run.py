@@ -1,16 +1,17 @@
 """support/run.py: the folder of a run, whose it is, what stands in its files; and what a run is called."""
 
+import errno
 import json
 import time
 from types import SimpleNamespace
 
+import filelock
 import pytest
 import torch
 from helpers import EVERYTHING, contents, forked
 from torch import nn
 
-from support import run
-from support.run import Progress, RunError, opened_run, read_checkpoint, read_json, read_rows, run_name
+from support.run import Progress, RunError, new_folder, opened_run, read_checkpoint, read_json, read_rows, run_name
 from train import Config
 
 IDENTITY = {"lr": 0.1, "fold": 3, "seed": 5, "hidden": [3, 2], "data_sha256": "abc", "network": {"0.weight": [3, 4]}}
@@ -94,12 +95,31 @@ def test_one_process_at_a_time_and_the_half_files_of_a_killed_one_go(tmp_path):
         assert not list(tmp_path.glob(".last.pt*"))
 
 
-def test_a_finished_run_is_read_where_nothing_can_be_locked(tmp_path, monkeypatch):
-    with opened_run(tmp_path, IDENTITY) as folder:
+NO_LOCKS = {NotImplementedError(): "has no locks", OSError(errno.EROFS, "Read-only disk"): "Read-only disk"}
+
+
+@pytest.mark.parametrize("error", NO_LOCKS)
+def test_where_nothing_can_be_locked_or_written_a_finished_run_is_read(error, tmp_path, monkeypatch):
+    with opened_run(tmp_path / "over", IDENTITY) as folder:
         result = finish(folder)
-    monkeypatch.setattr(run, "alone", None)
-    with opened_run(tmp_path, IDENTITY) as folder:
+
+    def acquire(*_, **__):
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    with opened_run(tmp_path / "over", IDENTITY) as folder:
         assert folder.result == result
+    words = rf"cannot be used \(.*{NO_LOCKS[error]}.*\); choose another --runs-dir"
+    with pytest.raises(RunError, match=words), opened_run(tmp_path / "new", IDENTITY):
+        pytest.fail("was let in")
+
+
+def test_a_name_is_the_name_of_a_folder(tmp_path):
+    assert new_folder(tmp_path, "mine", "lr=1") == new_folder(tmp_path, "mine", "lr=2") == tmp_path / "mine"
+    assert new_folder(tmp_path, "", "lr=1").name.startswith("lr=1-20")
+    for name in ("a/b", "/etc", "..", "../x"):
+        with pytest.raises(RunError, match=r"--name .*: allowed is the name of a folder"):
+            new_folder(tmp_path, name, "lr=1")
 
 
 # --- what it takes to go on

@@ -5,11 +5,12 @@ import re
 import signal
 import typing
 from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 import optuna
 import pytest
-from helpers import ROOT, contents, events, refused
+from helpers import ROOT, contents, cut_off, events, refused
 from optuna.trial import FixedTrial, TrialState
 from test_cluster import command, said, until
 
@@ -146,6 +147,20 @@ def test_a_hopeless_trial_is_pruned(options):
     assert not (folder / "last.pt").exists() and not (folder / "result.json").exists()
     patient, _ = one_trial(replace(options, prune=False), poor, study)
     assert patient.state == TrialState.COMPLETE
+
+
+def test_a_trial_that_was_cut_off_goes_on_to_the_cost_of_an_undisturbed_one(options):
+    undisturbed, _ = one_trial(options, PARAMETERS)
+    looks = sorted(undisturbed.intermediate_values)
+    run = partial(train.train, splits=("train", "val"), quiet=True)
+    folder = cut_off(
+        run, suggest(FixedTrial(PARAMETERS), options.config, options.searched), options.folder / "c", looks[3]
+    )
+    study = optuna.create_study()
+    study.enqueue_trial(PARAMETERS)
+    study.optimize(lambda trial: trial_cost(trial, folder, options), n_trials=1)
+    assert study.trials[0].value == undisturbed.value
+    assert sorted(study.trials[0].intermediate_values) == looks[3:], "it began again"
 
 
 # --- studies

@@ -541,7 +541,8 @@ def test_everything_else_that_is_wrong(tmp_path, capfd):
     (tmp_path / "mine/photographs").mkdir(parents=True)
     here = ("--data", "digits", "--epochs", 2, "--device", "cpu", "--runs-dir", tmp_path)
     for arguments, words in (
-        ((*here[:-1], tmp_path / "file/runs"), f"{tmp_path / 'file/runs'}"),
+        ((*here[:-1], tmp_path / "file/runs"), "another --runs-dir"),
+        ((*here, "--name", "a/b"), "without slashes"),
         ((*here, "--name", "mine"), "mine: holds other things than a run; choose another --name"),
         ((*here, "--norm", "batch", "--batch-size", 71), "--batch-size 71"),
         (("--resume", tmp_path / "nowhere"), "No such file"),
