@@ -167,6 +167,12 @@ def at_median(runs: Sequence[dict], column: str, factor: float = 100, digits: in
     return "" if np.isnan(value) else f"{value:.{digits}f}"
 
 
+def median_and_mean(runs: Sequence[dict], column: str) -> str:
+    """Of fractions in percent, the mean in brackets."""
+    values = [100 * run[column] for run in runs]
+    return f"{np.median(values):.2f} ({np.mean(values):.2f})"
+
+
 DIFFERENCE_HEADER = ["difference in points", "won", "p", "verdict"]
 
 
@@ -214,13 +220,11 @@ def method_tables(groups: Groups) -> dict[str, list[str]]:
         sides.append([method])
         for schedule in schedules:
             runs, said = groups[method, schedule], difference_cells(found.get((method, PLAIN, schedule)))
-            errors = [100 * run["error/test"] for run in runs]
-            sides[-1] += [f"{np.median(errors):.2f} ({np.mean(errors):.2f})", said[0], said[-1]]
+            sides[-1] += [median_and_mean(runs, "error/test"), said[0], said[-1]]
             diverged = sum(run["status"] == "diverged" for run in runs)
             folds = f"{len(runs)} ({diverged} diverged)" if diverged else str(len(runs))
-            val = [100 * run["error/val"] for run in runs]
-            both = f"{np.median(val):.2f} ({np.mean(val):.2f})"
-            tests.append([method, schedule, folds, both, *said, at_median(runs, "seconds", 1, 0)])
+            val, seconds = median_and_mean(runs, "error/val"), at_median(runs, "seconds", 1, 0)
+            tests.append([method, schedule, folds, val, *said, seconds])
         runs = groups[method, better]
         test = at_median(runs, "error/test"), at_median(runs, "loss/test", 1, 3)
         best.append([method, better, *test, f"`{runs[0]['command']}`"])
@@ -281,17 +285,16 @@ def combinations_table(groups: Groups, parts: dict[str, Sequence[str]]) -> list[
 def write_report(folder: Path, parts: dict[str, Sequence[str]]) -> list[str]:
     """Writes the tables and figures of `folder`, `parts` being those of combinations; returns the tables' lines."""
     groups = grouped(read_csv(folder / "results.csv"))
-    found = {path.stem: read_csv(path) for path in folder.glob("*.csv")}
     tables = method_tables(groups) | {"costs": costs_table(groups), "combinations": combinations_table(groups, parts)}
     tables = {name: lines for name, lines in tables.items() if lines}
     for name, lines in tables.items():
         write_text(folder / f"{name}.md", "\n".join(lines) + "\n")
     with figures.reproducible_figures():
         figures.save_figure(figures.draw_methods(groups, list(better_schedules(groups))), folder / "methods")
-        if "curves" in found:
-            figures.save_figure(figures.draw_costs(found["curves"], groups), folder / "curves")
-        if "reliability" in found:
-            figures.save_figure(figures.draw_reliability(found["reliability"]), folder / "reliability")
+        if (curves := folder / "curves.csv").exists():
+            figures.save_figure(figures.draw_costs(read_csv(curves), groups), folder / "curves")
+        if (bins := folder / "reliability.csv").exists():
+            figures.save_figure(figures.draw_reliability(read_csv(bins)), folder / "reliability")
     return [line for lines in tables.values() for line in (*lines, "")][:-1]
 
 
