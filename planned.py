@@ -105,8 +105,9 @@ def choice(options: PlannedOptions) -> list[str]:
     wanted = [one for one in fields(options) if one.name in ("tune", "methods", "folds", "epochs")]
     given = {one.name: getattr(options, one.name) for one in wanted if getattr(options, one.name) != one.default}
     words = [name if value is True else f"{name}={as_text(value)}" for name, value in given.items()]
-    digest = "" if options.data == "mnist" else dataset_of(options.config).sha256[:8]
-    return [*words, f"data={options.data}-{digest}"] if digest else words
+    if options.data == "mnist":
+        return words
+    return [*words, f"data={options.data}-{dataset_of(options.config).sha256[:8]}"]
 
 
 def results_folder(options: PlannedOptions, study: str) -> Path:

@@ -169,6 +169,10 @@ def test_combinations_are_read_off_the_results_of_compare(monkeypatch, tmp_path,
         assert f"- dropout + L2 beside dropout, {schedule}: -1.00 [" in text
     assert "| combination (7) | holds " in capsys.readouterr().out
 
+    monkeypatch.setattr(planned, "prepared", lambda options: replace(options, data="mnist"))
+    sentences.main(["combination", "--folds", "2", "--studies-dir", str(tmp_path / "fewer folds")])
+    assert "| combination (7) | holds " in capsys.readouterr().out, "it needs no folds of its own"
+    monkeypatch.undo()
     launch(tmp_path / "studies", "combination")  # on other data than the published results are of
     assert "combination: left out" in capsys.readouterr().out
 
